@@ -262,6 +262,5 @@ def _log_det_of_blocks(blocks: Blocks, delta: Tensor, scale: Tensor) -> Tensor:
             total = total + (scale * block.eigenvalues + of_map).log().sum()
             continue
         total = total + (scale * block.eigenvalues + of_map[0, 0]).log().sum()
-        n_inputs, rank = block.input_basis.shape
-        total = total + len(block.eigenvalues) * (n_inputs - rank) * of_map[0, 0].log()
+        total = total + block.n_outside * of_map[0, 0].log()
     return total

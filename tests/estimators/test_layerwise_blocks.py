@@ -319,6 +319,34 @@ def test_inputs_that_no_row_has_shown_keep_the_prior_whether_the_matrix_or_the_r
     assert float((covariance - exact).norm() / exact.norm()) < 0.05
 
 
+@pytest.mark.parametrize("structure", ["kron", "ekfac"])
+def test_outputs_that_no_row_has_shown_keep_the_prior_whether_the_matrix_or_the_rows_are_kept(structure, monkeypatch):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 12)).double().eval()
+        x, y = torch.randn(4, 4, dtype=torch.float64), torch.tensor([0, 11, 1, 5])
+
+    def fit():
+        options = {"prior_precision": 1.7, "hessian_structure": structure, "fisher": "empirical"}
+        return LinearizedLaplace(model, "classification", **options).fit([(x[:3], y[:3]), (x[3:], y[3:])])
+
+    whole = fit()
+    assert whole.precision_.blocks["2.weight"].output_basis.shape == (12, 12)
+    monkeypatch.setattr("estimators.curvature.layerwise.blocks._MOST_DENSE_OUTPUTS", 11)
+    few = fit()
+    assert few.precision_.blocks["2.weight"].output_basis.shape == (12, 4)
+    assert torch.allclose(few.variance(x), whole.variance(x))
+    assert torch.allclose(few.precision_.log_det(), whole.precision_.log_det())
+    inverse = few.precision_.solve(torch.eye(few.theta_.numel(), dtype=torch.float64))
+    assert torch.allclose(few.posterior_variance(), inverse.diagonal())
+    assert torch.allclose(few.posterior_variance(), whole.posterior_variance())
+    delta = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    found, expected = (one.log_marginal_likelihood(prior_precision=delta) for one in (few, whole))
+    assert torch.allclose(found, expected)
+    slopes = [torch.autograd.grad(one, delta)[0] for one in (found, expected)]
+    assert torch.allclose(*slopes)
+
+
 def _always_as_a_matrix(self, rows):
     self.n_rows += len(rows)
     self.matrix = rows.T @ rows + (0 if self.matrix is None else self.matrix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,6 +44,18 @@ class KroneckerBlock:
     output_basis: Tensor | None = None
     input_basis: Tensor | None = None
     outside: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape (O, E) of the weight."""
+        bases = (self.output_basis, self.input_basis)
+        o, e = (n if basis is None else len(basis) for n, basis in zip(self.eigenvalues.shape, bases, strict=True))
+        return o, e
+
+    @property
+    def n_outside(self) -> int:
+        """The number of dimensions outside the span of U ⊗ V: O·E − q·r."""
+        return math.prod(self.shape) - self.eigenvalues.numel()
 
     def rotated(self, rows: JacobianFactors) -> JacobianFactors:
         """The factors of rows in the basis."""
@@ -166,33 +179,31 @@ class KroneckerBlock:
         return replace(self, eigenvalues=self.eigenvalues.reciprocal(), outside=outside)
 
     def marginal_variance(self) -> Tensor:
-        """The diagonal of A⁻¹, (O, E): Σ_or U_io² V_jr² / λ_or, and what lies outside the span of V."""
-        u, v = self.output_basis, self.input_basis
-        variance = self.eigenvalues.reciprocal()
-        variance = variance if u is None else u.square() @ variance
-        variance = variance if v is None else variance @ v.square().T
-        if self.outside is None or v is None:
+        """The diagonal of A⁻¹, (O, E): Σ_or U_io² V_jr² / λ_or, and what lies outside the span of U ⊗ V."""
+        variance = self._by_squares(self.eigenvalues.reciprocal())
+        if self.outside is None:
             return variance
-        return variance + (1 - v.square().sum(1)).clamp_min(0) / self.outside
+        return variance + (1 - self._by_squares(torch.ones_like(self.eigenvalues))).clamp_min(0) / self.outside
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Samples (n, O, E) ~ N(0, A⁻¹)."""
         values = self.eigenvalues
         inside = self._from_basis(standard_normal((n_samples, *values.shape), values, generator) / values.sqrt())
-        if self.outside is None or self.input_basis is None:
+        if self.outside is None:
             return inside
-        n_outputs = len(values) if self.output_basis is None else len(self.output_basis)
-        z = standard_normal((n_samples, n_outputs, len(self.input_basis)), values, generator)
+        z = standard_normal((n_samples, *self.shape), values, generator)
         return inside + self._outside_part(z) / self.outside.sqrt()
 
     def log_det(self) -> Tensor:
         """log |A|, a scalar."""
         inside = self.eigenvalues.log().sum()
-        if self.outside is None or self.input_basis is None:
-            return inside
-        n_outputs = len(self.eigenvalues) if self.output_basis is None else len(self.output_basis)
-        n_outside = n_outputs * len(self.input_basis) - self.eigenvalues.numel()
-        return inside + n_outside * self.outside.log()
+        return inside if self.outside is None else inside + self.n_outside * self.outside.log()
+
+    def _by_squares(self, weights: Tensor) -> Tensor:
+        """Σ_or U_io² V_jr² W_or (O, E) of W (q, r)."""
+        u, v = self.output_basis, self.input_basis
+        left = weights if u is None else u.square() @ weights
+        return left if v is None else left @ v.square().T
 
     def _outside_part(self, matrices: Tensor) -> Tensor:
         """The part of matrices (n, O, E) outside the span of U ⊗ V."""
