@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from estimators.errors import DataError, OptionError
 from estimators.likelihoods import Likelihood
-from estimators.likelihoods.base import check_same_shape
+from estimators.likelihoods.base import check_same_shape, missing_targets
 from estimators.likelihoods.categorical import Sites
 from estimators.likelihoods.prediction import Prediction, log_odds_of, log_probs_of
 
@@ -73,7 +73,13 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
     Regression uses N(mean, epistemic + noise variance), summed over outputs: one number per row. Classification uses
     the probability of the label: one number per row or, with several classes per row, per position with a label;
     `likelihood` says which labels count and whether they are shifted. Binary gives one number per output.
+
+    Raises:
+        DataError: if the shapes of predictions and targets differ, or if some targets of a regression or of binary
+            outputs are missing, by `likelihood.given`.
     """
+    if prediction.kind != "classification":
+        _check_none_missing(targets, likelihood)
     if prediction.kind == "regression":
         return _gaussian(prediction, targets)
     if prediction.kind == "binary":
@@ -82,6 +88,17 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
         y = targets.to(log_odds.dtype)
         return -(_weighted(y, F.logsigmoid(log_odds)) + _weighted(1 - y, F.logsigmoid(-log_odds))).flatten()
     return _categorical(log_probs_of(prediction).movedim(prediction.class_dim, -1), targets, likelihood)
+
+
+def _check_none_missing(targets: Tensor, likelihood: Likelihood | None) -> None:
+    """Raise DataError if a custom likelihood leaves out some targets, since the densities here would count them."""
+    if likelihood is not None and likelihood.given(targets) is not likelihood:
+        raise DataError(
+            "rows to score with a target for every output",
+            received=f"targets of which {type(likelihood).__name__}.given leaves some out",
+            remedy="validation rows without missing targets; `given(y)` returns the likelihood itself if none is "
+            "missing.",
+        )
 
 
 def _gaussian(prediction: Prediction, targets: Tensor) -> Tensor:

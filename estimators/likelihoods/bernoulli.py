@@ -53,7 +53,7 @@ class Bernoulli(Likelihood):
                 "binary labels 0 or 1, or probabilities between them",
                 received=f"a label {strange[0].item()}",
                 remedy="map the labels to 0 and 1; an output without a label needs a likelihood of your own, whose "
-                "given(y) leaves it out.",
+                "given(y) and nll(f, y) leave it out.",
             )
 
     def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:

@@ -18,6 +18,8 @@ from estimators import (
     Pointwise,
     PosteriorDraws,
     RegVar,
+    optimize_prior_precision,
+    tune,
 )
 from estimators.baselines.laplace_torch import LaplaceTorch
 from estimators.baselines.multi_head import MultiHeadEnsemble
@@ -187,10 +189,12 @@ class MaskedGaussian(Gaussian):
     """What the error about missing targets says to write: −999 stands for a target that is missing."""
 
     def given(self, y):
-        return _Observed(self, (y.flatten(1) != -999).double())
+        observed = y.flatten(1) != -999
+        return self if bool(observed.all()) else _Observed(self, observed.double())
 
     def nll(self, f, y):
-        return self.given(y).nll(f, y)
+        likelihood = self.given(y)
+        return super().nll(f, y) if likelihood is self else likelihood.nll(f, y)
 
 
 class _Observed(Likelihood):
@@ -236,6 +240,24 @@ def test_missing_targets_of_several_tasks_are_left_out_by_a_likelihood_as_the_er
     a = a.diagonal().diag() if estimator == "diagonal" else a
     expected = (j[:3] @ torch.linalg.inv(a) @ j[:3].transpose(1, 2)).diagonal(dim1=1, dim2=2)
     assert torch.allclose(found.variance(x[:3]), expected, rtol=1e-7)
+
+
+def test_validation_rows_with_missing_targets_are_rejected_instead_of_scored():
+    """The density of the target −999 would be in the score, and the noise would be scaled up to it."""
+    model, x = mlp(2), inputs()
+    y = torch.randn(20, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    missing = y.clone()
+    missing[::3, 0] = -999
+    laplace = LinearizedLaplace(model, MaskedGaussian(), prior_precision=DELTA)
+    with pytest.raises(DataError, match=r"a target for every output.*MaskedGaussian\.given"):
+        laplace.fit(batches(x, missing), val_loader=batches(x, missing))
+    fitted = laplace.fit(batches(x, missing))
+    for choose in (tune, optimize_prior_precision):
+        with pytest.raises(DataError, match="a target for every output"):
+            choose(fitted, batches(x, missing))
+    calibrated = laplace.fit(batches(x, missing), val_loader=batches(x, y))
+    plain = negative_log_predictive(calibrated.predict(x), y)
+    assert torch.equal(negative_log_predictive(calibrated.predict(x), y, MaskedGaussian()), plain)
 
 
 def spoil(tensor, value, row):
