@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from estimators.errors import DataError, OptionError
 from estimators.likelihoods import Likelihood
-from estimators.likelihoods.base import check_same_shape, missing_targets
+from estimators.likelihoods.base import check_same_shape
 from estimators.likelihoods.categorical import Sites
 from estimators.likelihoods.prediction import Prediction, log_odds_of, log_probs_of
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from estimators.errors import DataError, UnsupportedError
 from estimators.likelihoods.prediction import Prediction
 
-__all__ = ["Likelihood", "Uniform", "check_same_shape", "missing_targets"]
+__all__ = ["Likelihood", "Uniform", "check_same_shape"]
 
 Uniform = Callable[[int], Tensor]
 """n -> n independent uniform numbers in (0, 1) per row, (B, n)."""
@@ -232,24 +232,6 @@ def check_same_shape(f: Tensor, y: Tensor) -> None:
             received=f"{tuple(y.shape)}",
             remedy="reshape one of them, for instance y.unsqueeze(-1); nothing is broadcast silently.",
         )
-
-
-def missing_targets(likelihood: Likelihood, f: Tensor, y: Tensor) -> Tensor | None:
-    """Return which outputs have no target: those with Λ = 0 in `likelihood.given(y)`.
-
-    Args:
-        likelihood: the likelihood, of regression or binary outputs, in which Λ is positive at outputs with a target.
-        f: network outputs (B, ...); Λ is computed at f = 0, since it may round to 0 at large logits.
-        y: targets, of the shape of f.
-
-    Returns:
-        Bool (B, C), C counting all outputs; None if every output has a target.
-    """
-    given = likelihood.given(y)
-    if given is likelihood:
-        return None
-    missing = given.hessian_diagonal(torch.zeros_like(f).flatten(1)) == 0
-    return missing if bool(missing.any()) else None
 
 
 def _identity_like(f: Tensor) -> Tensor:
