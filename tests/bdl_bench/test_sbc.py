@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,23 @@ def test_records_of_another_case_or_seed_are_rejected(tmp_path):
     for changed, seed in ((replace(linear_case(), prior_precision=2.0), 0), (linear_case(), 1)):
         with pytest.raises(OptionError, match="another --out"):
             run_sbc({"linear": changed}, methods, out=tmp_path, n_replications=1, seed=seed)
+
+
+def linear_network(bias_at_start):
+    made = nn.Linear(3, 2).double()
+    nn.init.constant_(made.bias, bias_at_start)
+    return made
+
+
+def test_records_of_another_make_model_are_rejected(tmp_path):
+    """Initial weights come from it, so that its code and its options belong to the case."""
+    methods = {"laplace": PresetMethod("laplace")}
+    case = replace(linear_case(), make_model=partial(linear_network, 0.0))
+    assert replace(case, make_model=partial(linear_network, 0.0)).checksum() == case.checksum()
+    run_sbc({"linear": case}, methods, out=tmp_path, n_replications=1)
+    for changed in (partial(linear_network, 1.0), lambda: nn.Linear(3, 2).double(), None):
+        with pytest.raises(OptionError, match="another --out"):
+            run_sbc({"linear": replace(case, make_model=changed)}, methods, out=tmp_path, n_replications=1)
 
 
 @pytest.mark.verification

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bdl_bench.problem.problem import Problem, rows
+from bdl_bench.records.content_digests import content_digest
 from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
 from estimators.likelihoods import Categorical, Gaussian, Likelihood
 from estimators.models.network import Network
@@ -134,6 +135,8 @@ class SbcCase:
     def simulate(self, seed: int) -> Simulation:
         """Return a data set drawn from the prior and the likelihood, with a network trained on it.
 
+        Training that has not converged gives no warning: `relative_gradient` of the result says how far it got.
+
         Args:
             seed: of the parameters, the targets and the initial weights; the global random state is not changed.
 
@@ -141,8 +144,9 @@ class SbcCase:
             The simulation.
 
         Raises:
-            OptionError, UnsupportedError: as the class says.
-            NotConvergedWarning: never; `relative_gradient` of the result says how far training got.
+            UnsupportedError: for outputs of other shapes than (N, C), and for a likelihood that cannot sample labels.
+            OptionError: unless every prior precision is positive.
+            ModelError: if `make_model` builds another architecture.
         """
         generator = torch.Generator().manual_seed(seed)
         inputs, queries = _float64(self.inputs), _float64(self.queries)
@@ -169,7 +173,9 @@ class SbcCase:
         return Simulation(problem, f_star, f, inputs, y, queries, report.relative_gradient)
 
     def checksum(self) -> str:
-        """Return a checksum of all that determines the simulations: network, likelihood, prior, inputs and recipe.
+        """Return a checksum of all that determines the simulations.
+
+        It covers network, likelihood, prior, inputs, recipe, and the code and options of `make_model`.
 
         Returns:
             16 hexadecimal digits.
@@ -181,7 +187,8 @@ class SbcCase:
             buffer.write(repr((str(tensor.dtype), tuple(tensor.shape))).encode() + tensor.cpu().numpy().tobytes())
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         words = (str(self.model), shapes, repr(self.likelihood), repr(self.prior_precision), repr(self.recipe))
-        buffer.write(repr((*words, self.make_model is None)).encode())
+        make_model = content_digest(self.make_model)
+        buffer.write(repr((*words, make_model)).encode())
         return hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
 
     def _prior_draw(self, generator: torch.Generator) -> nn.Module:
