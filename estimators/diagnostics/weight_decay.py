@@ -136,8 +136,8 @@ def _compare(context: DiagnosticContext, decays: dict[str, float], factor: float
     ratio = max(_ratio(given[name], expected[name]) for name in decays)
     values = {"factor": factor, "prior_precision": expected, "passed": given, "ratio": ratio}
     measured = (
-        f"weight decay {_range(decays)} with a mean loss is δ = {_range(expected)} (a factor of {factor:.4g}); "
-        f"passed: {_range(given)}"
+        f"weight decay {_range(decays)} with a mean loss is δ = {_product(factor, decays, expected)}; "
+        f"prior_precision is {_range(given)}"
     )
     if ratio <= _NEAR:
         return Finding("weight decay", "ok", measured, values=values)
@@ -163,6 +163,13 @@ def _ratio(a: float, b: float) -> float:
 def _range(values: dict[str, float]) -> str:
     low, high = min(values.values()), max(values.values())
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+def _product(factor: float, decays: dict[str, float], expected: dict[str, float]) -> str:
+    """Return the text of δ as the product of a factor and the weight decay; the range alone if there are several."""
+    if len(set(decays.values())) > 1:
+        return f"{_range(expected)}, {factor:.4g} times as large"
+    return f"{factor:.4g} · {_range(decays)} = {_range(expected)}"
 
 
 def _argument(values: dict[str, float]) -> str:

@@ -88,6 +88,8 @@ def test_a_weight_decay_is_compared_with_the_prior(make_problem, decay, level, r
     finding = looked_at(make_problem(), "decay", weight_decay=decay)["weight decay"]  # δ = 2.5, N = 20
     assert finding.level == level
     assert finding.values["ratio"] == pytest.approx(ratio)
+    assert f"weight decay {decay} with a mean loss is δ = 20 · {decay} = {20 * decay:g}; prior" in finding.measured
+    assert finding.measured.endswith("prior_precision is 2.5")
 
 
 def test_groups_of_an_optimizer_are_compared_each_with_its_own_prior(make_problem):
