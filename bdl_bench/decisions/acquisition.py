@@ -15,8 +15,8 @@ from estimators import UncertaintyEstimator
 from estimators.errors import ModelError, UnsupportedError
 from estimators.likelihoods.prediction import Prediction
 
-__all__ = ["check_has_variance", "drawn", "highest", "information_scores", "log_expected_improvement", "moments",
-           "uncertainty_scores"]  # fmt: skip
+__all__ = ["check_has_variance", "information_scores", "log_expected_improvement", "moments", "sample_rows_by_score",
+           "top_rows", "uncertainty_scores"]  # fmt: skip
 
 Floats = NDArray[np.float64]
 _BATCH = 1000
@@ -37,7 +37,7 @@ def uncertainty_scores(estimator: UncertaintyEstimator, x: Tensor, acquisition: 
         Scores, (M,), not negative.
 
     Raises:
-        UnsupportedError: the method has no samples, which mutual information needs.
+        UnsupportedError: for "mutual_information", if the method has neither function samples nor covariances.
     """
     if acquisition == "variance":
         row: Floats = moments(estimator, x)[1].mean(-1)
@@ -110,7 +110,7 @@ def log_expected_improvement(mean: Floats, variance: Floats, best: float) -> Flo
     Args:
         mean: (M,).
         variance: (M,), not negative.
-        best: the best target so far.
+        best: the largest target so far.
 
     Returns:
         (M,); −inf for variance 0 and a mean of at most `best`.
@@ -137,8 +137,8 @@ def _log_bracket(z: Floats) -> Floats:
     return found
 
 
-def drawn(scores: Floats, queried: Indices, n: int, seed: tuple[int, ...]) -> Indices:
-    """Return n rows that were not queried, drawn without replacement in proportion to their scores.
+def sample_rows_by_score(scores: Floats, queried: Indices, n: int, seed: tuple[int, ...]) -> Indices:
+    """Return n rows that were not queried, sampled without replacement in proportion to their scores.
 
     These are the rows with the highest log score + Gumbel noise (Vieira 2014). A row with score 0 comes last.
 
@@ -153,10 +153,10 @@ def drawn(scores: Floats, queried: Indices, n: int, seed: tuple[int, ...]) -> In
     """
     noise = np.random.default_rng(seed).gumbel(size=len(scores))
     with np.errstate(divide="ignore"):
-        return highest(np.log(scores) + noise, queried, n)
+        return top_rows(np.log(scores) + noise, queried, n)
 
 
-def highest(scores: Floats, queried: Indices, n: int) -> Indices:
+def top_rows(scores: Floats, queried: Indices, n: int) -> Indices:
     """Return the n rows with the highest scores that were not queried; of equal ones the first.
 
     Args:

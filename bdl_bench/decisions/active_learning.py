@@ -9,7 +9,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.decisions.acquisition import check_has_variance, drawn, highest, uncertainty_scores
+from bdl_bench.decisions.acquisition import (
+    check_has_variance,
+    sample_rows_by_score,
+    top_rows,
+    uncertainty_scores,
+)
 from bdl_bench.decisions.learner import Indices, Learner
 from bdl_bench.problem.decision import ActiveLearning
 from bdl_bench.problem.problem import Problem
@@ -64,8 +69,8 @@ def active_learning(learner: Learner, decision: ActiveLearning) -> tuple[Learnin
         scores = uncertainty_scores(estimator, pool.x, decision.acquisition)
         check_has_variance(scores)
         if decision.batch == "top":
-            return highest(scores, queried, n)
-        return drawn(scores, queried, n, (learner.seed, len(queried), 1))
+            return top_rows(scores, queried, n)
+        return sample_rows_by_score(scores, queried, n, (learner.seed, len(queried), 1))
 
     def at_random(estimator: UncertaintyEstimator, queried: Indices) -> Indices:  # noqa: ARG001
         return order[len(queried) : len(queried) + n]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdl_bench.decisions.acquisition import check_has_variance, highest, log_expected_improvement, moments
+from bdl_bench.decisions.acquisition import check_has_variance, log_expected_improvement, moments, top_rows
 from bdl_bench.decisions.learner import Indices, Learner
 from bdl_bench.problem.decision import BayesianOptimisation
 from estimators.errors import UnsupportedError
@@ -78,7 +78,7 @@ def _queries(learner: Learner, decision: BayesianOptimisation, scores: Callable[
     n_start = len(learner.start)
     for _ in range(decision.n_queries):
         best = labels[[*range(n_start), *(n_start + i for i in queried)]].max()
-        queried += highest(scores(queried, float(best)), queried, 1)
+        queried += top_rows(scores(queried, float(best)), queried, 1)
     return queried
 
 

@@ -13,7 +13,12 @@ from scipy.integrate import quad
 from torch import nn
 
 from bdl_bench.decisions import Learner, run_decision
-from bdl_bench.decisions.acquisition import check_has_variance, drawn, highest, log_expected_improvement
+from bdl_bench.decisions.acquisition import (
+    check_has_variance,
+    log_expected_improvement,
+    sample_rows_by_score,
+    top_rows,
+)
 from bdl_bench.decisions.interventions import learned_noise, with_label_noise
 from bdl_bench.decisions.learner import Labelled
 from bdl_bench.decisions.optimisation import regret
@@ -126,8 +131,8 @@ def test_expected_improvement_orders_far_rows_and_certain_rows():
 
 
 def test_highest_takes_the_first_of_equal_rows_and_none_twice():
-    assert highest(np.array([1.0, 3.0, 3.0, 2.0]), (1,), 2) == (2, 3)
-    assert highest(np.zeros(3), (), 2) == (0, 1)
+    assert top_rows(np.array([1.0, 3.0, 3.0, 2.0]), (1,), 2) == (2, 3)
+    assert top_rows(np.zeros(3), (), 2) == (0, 1)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -136,21 +141,21 @@ def test_scores_that_are_not_finite_choose_no_rows(bad):
     with pytest.raises(ModelError, match="Received 2 of 4"):
         check_has_variance(scores)
     with pytest.raises(ModelError, match="2 of 4 that are NaN"):
-        highest(np.where(np.isfinite(scores), scores, np.nan), (), 2)
+        top_rows(np.where(np.isfinite(scores), scores, np.nan), (), 2)
     with pytest.raises(ModelError, match="NaN"):
-        drawn(np.full(4, np.nan), (), 2, (0, 0))
-    assert highest(np.array([-np.inf, 0.1, -np.inf]), (), 2) == (1, 0), "an expected improvement of 0 comes last"
+        sample_rows_by_score(np.full(4, np.nan), (), 2, (0, 0))
+    assert top_rows(np.array([-np.inf, 0.1, -np.inf]), (), 2) == (1, 0), "an expected improvement of 0 comes last"
 
 
 def test_drawn_rows_are_in_proportion_to_their_scores_and_none_comes_twice():
     scores = np.array([1.0, 2.0, 0.0, 5.0, 4.0])
-    first = np.bincount([drawn(scores, (3,), 1, (0, i))[0] for i in range(4000)], minlength=5) / 4000
+    first = np.bincount([sample_rows_by_score(scores, (3,), 1, (0, i))[0] for i in range(4000)], minlength=5) / 4000
     assert first == pytest.approx([1 / 7, 2 / 7, 0, 0, 4 / 7], abs=0.03)
-    pairs = [drawn(scores, (3,), 2, (1, i)) for i in range(4000)]
+    pairs = [sample_rows_by_score(scores, (3,), 2, (1, i)) for i in range(4000)]
     second = np.mean([pair == (4, 1) for pair in pairs])
     assert second == pytest.approx(4 / 7 * 2 / 3, abs=0.03)  # without replacement
-    assert sorted(drawn(scores, (), 5, (0, 0))) == [0, 1, 2, 3, 4]
-    assert drawn(scores, (), 5, (0, 0))[-1] == 2
+    assert sorted(sample_rows_by_score(scores, (), 5, (0, 0))) == [0, 1, 2, 3, 4]
+    assert sample_rows_by_score(scores, (), 5, (0, 0))[-1] == 2
 
 
 @pytest.mark.parametrize("maximise", [True, False])
