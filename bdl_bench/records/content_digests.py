@@ -40,7 +40,7 @@ _OF_EVERY_CLASS = (
 
 
 def content_digest(*things: object, include_values: bool = True, include_code: bool = True) -> str:
-    """Return 16 hexadecimal digits for the code and the options of some objects.
+    """Return a digest of the code and the options of some objects.
 
     Args:
         things: functions, classes, objects, networks, plain values.
@@ -48,6 +48,9 @@ def content_digest(*things: object, include_values: bool = True, include_code: b
             digested as rows of the problem that it makes.
         include_code: whether to include the code of functions and classes; False to identify objects that may be
             edited. The code of a lambda is always included, since it has no name.
+
+    Returns:
+        16 hexadecimal digits; the same in every process.
     """
     walk = _Walk(include_values=include_values, include_code=include_code)
     contents = [walk.of(thing) for thing in things]
@@ -55,7 +58,7 @@ def content_digest(*things: object, include_values: bool = True, include_code: b
 
 
 class _Walk:
-    """Digests of values, each computed once; `modules` are the user modules of these values."""
+    """Computes the digest of each value once, and collects in `modules` the user modules of these values."""
 
     def __init__(self, *, include_values: bool, include_code: bool) -> None:
         self.include_values, self.include_code = include_values, include_code

@@ -174,7 +174,7 @@ def _effects(found: Overall | None, palette: Palette) -> Drawing | None:
         palette,
         verdicts=found.tests.with_baseline,
         label=f"difference in {found.metric.label}{',' + found.unit if found.unit else ''}",
-        lower=found.metric.better == "lower",
+        lower_is_better=found.metric.better == "lower",
         relevant=found.smallest_relevant,
     )
 

@@ -46,7 +46,15 @@ def sentences(modules: Sequence[str]) -> list[str]:
 
 
 def labelled_sentences(per_topic: int, *, seed: int = 0) -> tuple[list[str], Tensor]:
-    """Return at most `per_topic` sentences of each topic, in an order drawn by the seed, and their labels (N,)."""
+    """Return sentences of three topics and their labels.
+
+    Args:
+        per_topic: the largest number of sentences per topic: the first ones in alphabetical order.
+        seed: seed of the order in which all sentences are then shuffled.
+
+    Returns:
+        N sentences, and the index of the topic of each, (N,).
+    """
     rows = [(text, label) for label, modules in enumerate(TOPICS.values()) for text in sentences(modules)[:per_topic]]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[i][0] for i in order], torch.tensor([rows[i][1] for i in order])

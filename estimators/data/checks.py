@@ -144,8 +144,8 @@ def _check_finite_targets(y: Tensor) -> None:
     if y.ndim > 1 and y[0].numel() > 1:
         remedy = (
             "clean the data; targets that are missing for some outputs (multi-task data) need a finite "
-            "number instead, such as -999, and a likelihood of your own whose given(y) and nll(f, y) leave these outputs "
-            "out (docs/guide/data.md)."
+            "number instead, such as -999, and a likelihood of your own whose given(y) and nll(f, y) leave these "
+            "outputs out (docs/guide/data.md)."
         )
     raise DataError("finite targets", received=f"a NaN or Inf{row}", remedy=remedy)
 

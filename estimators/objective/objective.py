@@ -253,10 +253,11 @@ class Objective:
         """Check that outputs at displaced weights follow the gradient of the user's module.
 
         Args:
-            refits: whether derivatives at the trained weights matter.
+            refits: whether the caller refits the network from the trained weights. Then many rows at a kink of the
+                network there, such as that of a ReLU, raise, too.
 
         Raises:
-            ModelError: they do not, so that no refit can be used.
+            ModelError: the outputs do not follow the gradient, so that no method may displace the weights.
         """
         with self.network.check.on_training_rows():
             for batch in self.process_group.shards(self.batches):

@@ -11,18 +11,19 @@ __all__ = ["optional_module"]
 
 
 def optional_module(name: str, *, purpose: str, install: str) -> Any:  # noqa: ANN401
-    """Import a module of a package that `import estimators` does without.
+    """Return a module of an optional package, imported now: `import estimators` does not need it.
 
     Args:
         name: the module, with dots.
-        purpose: what needs it, to end the sentence "Expected the package ... to".
+        purpose: what the package is needed for; it ends the sentence "Expected the package ..., to".
         install: the argument of `pip install` that brings it, such as 'scipy' or '"bdl-bench[baselines]"'.
 
     Returns:
         The module.
 
     Raises:
-        UnsupportedError: the module cannot be imported. (A package of another build than torch raises RuntimeError.)
+        UnsupportedError: if importing the module raises ImportError, or RuntimeError, as a package does that was built
+            for another version of torch.
     """
     try:
         return import_module(name)

@@ -26,25 +26,28 @@ def forest(
     *,
     verdicts: Mapping[str, Verdict],
     label: str,
-    lower: bool,
+    lower_is_better: bool,
     relevant: float,
 ) -> Drawing | None:
-    """Draw the effects with their 95 % intervals; None if no effect has an interval.
+    """Draw the effects of the methods with their 95 % intervals.
 
     Args:
-        name: of the file.
+        name: the name of the file, without suffix.
         title: the caption.
-        effects: difference from the baseline by method.
+        effects: the difference from the baseline, by method.
         palette: the styles of the methods.
-        verdicts: on the methods; names of those that are better or worse are bold.
-        label: of the axis.
-        lower: whether lower is better.
+        verdicts: the verdict on each method; the names of better and worse methods are bold.
+        label: the label of the horizontal axis.
+        lower_is_better: whether a smaller value of the metric is better.
         relevant: the smallest relevant difference, which is shaded on both sides of 0.
+
+    Returns:
+        The drawing, the best method first; None if no effect has an interval.
     """
     found = {m: e for m, e in effects.items() if e.low is not None and e.high is not None}
     if not found:
         return None
-    ordered = sorted(found, key=lambda m: found[m].mean if lower else -found[m].mean)
+    ordered = sorted(found, key=lambda m: found[m].mean if lower_is_better else -found[m].mean)
     reach = _reach(found, relevant)
     height = _ROW * len(ordered) + _BELOW + 0.2
     with blank((_WIDTH, height)) as figure:
@@ -75,7 +78,7 @@ def forest(
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(label)
         for x, align, word in ((-reach, "left", "better"), (reach, "right", "worse")):
-            text = word if lower else {"better": "worse", "worse": "better"}[word]
+            text = word if lower_is_better else {"better": "worse", "worse": "better"}[word]
             text = f"← {text}" if align == "left" else f"{text} →"
             axes.text(x, -0.65, text, ha=align, va="bottom", fontsize=7, color=INK)
     words = "; ".join(f"{m} {number(found[m].mean)} ± {number(found[m].half_width or 0.0)}" for m in ordered)

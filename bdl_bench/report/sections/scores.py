@@ -85,6 +85,6 @@ def _effects(context: Context, found: Scores) -> Drawing | None:
         context.palette,
         verdicts=tests.with_baseline,
         label=f"difference in {metric.label}",
-        lower=metric.better == "lower",
+        lower_is_better=metric.better == "lower",
         relevant=table.relevant.get(metric.key, 0.0),
     )
