@@ -80,7 +80,11 @@ class Method:
 
 
 def factors(n: int, *, decades: float) -> list[float]:
-    """Return n log-spaced factors from 10^−decades to 10^decades (for an odd n), with 1 among them."""
+    """Return n log-spaced factors from 10^−decades on, with 1 among them.
+
+    An odd n from 3 on ends at 10^decades. An even n has the factors of n + 1 without the last, since no even number of
+    symmetric factors contains 1: n = 4 and two decades give 0.01, 0.1, 1, 10. n = 1 gives 1 alone.
+    """
     steps = max(1, n // 2)
     return [float(10 ** (decades * k / steps)) for k in range(-steps, steps + 1)][:n] if n > 1 else [1.0]
 
@@ -91,7 +95,7 @@ def around(option: str, centre: float, *, decades: float) -> OptionGrid:
 
 
 def _prior_values(problem: Problem, n: int) -> list[Any]:
-    """Return n values of the problem's δ, times factors from 1/100 to 100."""
+    """Return n values of the problem's δ, times factors over two decades on either side (`factors`)."""
     delta = problem.prior_precision
     if isinstance(delta, Mapping):
         return [{glob: float(value * factor) for glob, value in delta.items()} for factor in factors(n, decades=2)]

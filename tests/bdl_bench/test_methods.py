@@ -159,3 +159,4 @@ def test_factors_are_evenly_spaced_in_their_logarithm():
     assert factors(5, decades=2) == pytest.approx([0.01, 0.1, 1.0, 10.0, 100.0])
     assert factors(1, decades=2) == [1.0]
     assert factors(2, decades=2) == pytest.approx([0.01, 1.0])
+    assert factors(4, decades=2) == pytest.approx([0.01, 0.1, 1.0, 10.0])
