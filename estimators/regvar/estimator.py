@@ -68,8 +68,9 @@ class RegVar(UncertaintyEstimator):
             PosteriorDraws; None for PosteriorDraws().
         solver: NewtonRefit, FineTune, LinearResponse, or "auto". With posterior draws, "auto" is LinearResponse with a
             Krylov space that grows until the variance is accurate to `rtol`; a space that spans all weights of a small
-            network gives the exact variance. If no such space fits into memory, it is LinearResponse with the largest
-            space, then FineTune. `solver_` says which one was selected and why.
+            network gives the exact variance. If no such space fits into memory, it is LinearResponse(), whose error is
+            estimated without probes; if that does not fit either, FineTune(). `solver_` says which one was selected
+            and why.
         rtol: relative root-mean-square error of the variance, over rows and outputs, to reach with solver="auto". The
             error is measured at training rows and at rows unlike them; `relative_error_` is the result.
 
@@ -316,8 +317,9 @@ class RegVar(UncertaintyEstimator):
     def standard_error(self, x: PyTree) -> Tensor:
         """Return an estimate of the standard error of `variance`.
 
-        For solver="auto" it is `relative_error_` times the variance, for `LinearResponse` the error of the weight
-        between the bounds from a finite number of draws, and for other solvers the Monte Carlo error of the draws.
+        For solver="auto" with a measured space it is `relative_error_` times the variance. For `LinearResponse` it is
+        the error of the interpolation weight from a finite number of draws, if the variance is interpolated between
+        bounds. Otherwise it is the Monte Carlo error of the draws.
 
         Args:
             x: M query rows.
@@ -454,8 +456,9 @@ class RegVar(UncertaintyEstimator):
     def relative_error_(self) -> float:
         """Estimate of the relative root-mean-square error of the variance, over rows and outputs.
 
-        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for; each
-        output counts equally, whatever its scale. If A is ill-conditioned, it contains an estimate of the round-off.
+        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for, if a
+        space for this fits into memory (`solver_`); each output counts equally, whatever its scale. If A is
+        ill-conditioned, it contains an estimate of the round-off.
         It is the error of single outputs. That of their differences, and of `variance(x, of=...)`, can be larger;
         `refine(x)` makes both accurate at x. With other solvers it is the Monte Carlo standard error together with the
         A-norm error of the draws.
