@@ -155,14 +155,14 @@ class MethodPoint:
 def significant_front(points: Mapping[str, MethodPoint], tests: Comparisons) -> list[str]:
     """Return the methods at which paying more is shown to help, cheapest first.
 
-    The cheapest method is the first. A dearer one follows if it is significantly better than the one before it.
+    The cheapest method is the first. A more expensive one follows if it is significantly better than the one before it.
 
     Args:
         points: the methods.
         tests: of all pairs of methods by the metric.
 
     Returns:
-        Their names; a front of one method says that no dearer one is shown to be better.
+        Their names; a front of one method says that no more expensive one is shown to be better.
     """
     found: list[str] = []
     for method in sorted(points, key=lambda m: points[m].cost[0]):
