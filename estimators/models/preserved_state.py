@@ -148,7 +148,7 @@ def _global_dicts(model: nn.Module) -> list[dict[Any, Any]]:
     functions += [hook for module in plain for name in _HOOKS for hook in getattr(module, name).values()]
     found: dict[int, dict[Any, Any]] = {}
     for function in functions:
-        if isinstance(function, types.FunctionType) and not function.__module__.startswith("torch."):
+        if isinstance(function, types.FunctionType) and not (function.__module__ or "").startswith("torch."):
             named = (function.__globals__.get(name) for name in function.__code__.co_names)
             found |= {id(value): value for value in named if type(value) is dict and len(value) <= _MOST}
     return list(found.values())

@@ -85,6 +85,17 @@ def test_sets_by_hand():
     assert not aps.has_threshold(0.9)
 
 
+def test_sets_of_two_classes_by_hand():
+    log_odds = torch.tensor([0.8, 0.7, 0.1, 0.6]).double().logit()[:, None]
+    network = SimpleNamespace(predict=lambda x: Bernoulli().predict(x, torch.zeros_like(x), None))
+    y = torch.tensor([1.0, 1.0, 0.0, 0.0])[:, None]  # p_y = .8, .7, .9, .4
+    conformal = SplitConformal(network).fit([(log_odds, y)])
+    assert conformal.threshold(0.6) == pytest.approx(-math.log(0.7))  # the third of −log of .9, .8, .7, .4
+    query = torch.tensor([0.9, 0.71, 0.6, 0.25]).double().logit()[:, None]  # the classes 0 and 1 in this order
+    expected = [[False, True], [False, True], [False, False], [True, False]]
+    assert conformal.predict_set(query, 0.6).squeeze(1).tolist() == expected
+
+
 @pytest.mark.parametrize("score", ["lac", "aps", "randomized_aps"])
 def test_the_set_of_a_validation_row_has_its_label_whatever_the_batch(score):
     """The outputs of a float32 network for a row alone differ by round-off from those in a batch, as its score does."""

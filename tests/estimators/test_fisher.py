@@ -193,6 +193,15 @@ def test_the_eigenvalues_of_ekfac_are_unbiased_given_its_basis():
     assert float(standard_errors(found, torch.zeros(found.shape[1], dtype=torch.float64)).max()) < 4
 
 
+def test_other_samples_are_those_after_the_first_ones():
+    likelihood, model, x, y = _case("categorical")
+    targets, f = (y, torch.arange(len(x))), model(x).detach()
+    three = Fisher("mc", mc_samples=3, seed=1)
+    both = [one.cotangents(likelihood, f, targets) * 3**0.5 for one in (three, three.with_other_samples())]
+    six = Fisher("mc", mc_samples=6, seed=1).cotangents(likelihood, f, targets) * 6**0.5
+    assert torch.allclose(torch.cat(both, dim=1), six)
+
+
 @structures
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_the_empirical_fisher_is_the_sum_of_outer_products_of_the_gradients(name, structure):

@@ -37,6 +37,21 @@ def evidence(problem, reference, curvature, delta, mean=0.0):
 
 
 @kinds
+def test_the_gradient_of_the_loss_is_that_of_plain_autograd_with_a_prior_mean(kind, make_problem):
+    problem = make_problem(kind)
+    fitted = fit(problem, prior_mean=0.3)
+    objective, theta = fitted.objective_, fitted.theta_
+    parameters = list(problem.model.parameters())
+    penalty = sum(0.5 * problem.delta * (p - 0.3).square().sum() for p in parameters)
+    expected = torch.autograd.grad(
+        problem.likelihood.nll(problem.model(problem.x), problem.y).sum() + penalty, parameters
+    )
+    expected = torch.cat([g.flatten() for g in expected])
+    for at in (theta, theta.clone()):  # the trained weights have a shorter way
+        assert close(objective.gradient(at), expected, 1e-12)
+
+
+@kinds
 @pytest.mark.parametrize("inverse", ["cholesky", "dual"])
 @pytest.mark.parametrize("subset", ["all", "0.*"])
 def test_the_marginal_likelihood_is_the_dense_formula_also_for_another_prior(

@@ -35,7 +35,13 @@ from estimators.persistence import checkpoint
 from estimators.sampling import ConvergenceCriteria
 from estimators.sampling.collapsed import CollapsedPotential, find_collapsible_layer
 from estimators.sampling.convergence import bulk_ess
-from estimators.sampling.diagnostics import diagnose_rows, gaussian_total_variation
+from estimators.sampling.diagnostics import (
+    NoiseFloor,
+    RowDiagnostics,
+    diagnose_rows,
+    gaussian_total_variation,
+    joined,
+)
 from estimators.sampling.function_draws import FunctionDraws
 from estimators.sampling.hmc import HMC
 from estimators.sampling.potential import ChainGradient, training_batches
@@ -543,6 +549,20 @@ def test_rows_are_judged_once_and_anew_after_another_fit(monkeypatch):
     assert judged == [3, 4]
     posterior.seed = 1
     assert posterior.fit(rows()).diagnose(x).rows != first.rows
+
+
+def test_parts_of_the_rows_are_judged_by_the_worst_and_compared_in_the_mean():
+    parts = [
+        RowDiagnostics(1.02, 900.0, 2000.0, NoiseFloor(0.3, 0.01, 0.5), 3),
+        RowDiagnostics(1.004, 3000.0, 500.0, NoiseFloor(0.1, 0.04, 0.2), 1),
+    ]
+    found = joined(parts)
+    assert (found.r_hat, found.bulk_ess, found.squares_ess, found.n_rows) == (1.02, 900.0, 500.0, 4)
+    assert found.noise_floor.variance == pytest.approx(math.sqrt((3 * 0.3**2 + 0.1**2) / 4))
+    assert found.noise_floor.total_variation == pytest.approx((3 * 0.01 + 0.04) / 4)
+    assert found.noise_floor.w2 == pytest.approx((3 * 0.5 + 0.2) / 4)
+    failures = replace(short_fit().diagnostics_, rows=joined([parts[0], replace(parts[1], bulk_ess=math.nan)])).failures
+    assert any("bulk ESS nan" in text for text in failures(LOOSE))
 
 
 def test_a_budget_that_cannot_suffice_raises_before_it_is_spent():

@@ -247,6 +247,14 @@ def test_ivon_takes_a_smaller_learning_rate_if_its_mean_leaves_the_data():
     assert again.lr_ == fitted.lr_
 
 
+def test_ivon_starts_at_the_initial_hessian_of_the_mean_loss(problem):
+    still = {"recipe": Recipe(epochs=1, optimizer="sgd", lr=1e-12), "hessian_momentum": 1 - 1e-12}
+    fitted = build("IVON", problem, initial_hessian=0.3, **still).fit(problem.loader)
+    objective = fitted.objective_
+    expected = (0.3 * objective.batches.n_data + objective.prior.precision).rsqrt()
+    assert torch.allclose(fitted.std_, expected.to(fitted.std_), rtol=1e-6)
+
+
 def test_options_of_one_method_are_checked(problem):
     for option, value in (("initial_std", 0.0), ("n_gradient_samples", 3)):
         with pytest.raises(OptionError, match=option):
