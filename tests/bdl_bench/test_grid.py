@@ -1,5 +1,6 @@
 """The grid: train once, run every cell, go on after a failure or an interruption, do nothing twice."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -180,6 +181,18 @@ def test_a_cost_is_exclusive_where_nothing_else_was_at_work(toy, tmp_path):
         (beside,), _ = run(Grid([toy], ["map"], [0], tmp_path / "beside"))
     assert alone.cost.exclusive
     assert not beside.cost.exclusive
+
+
+def test_a_cost_is_not_exclusive_if_another_run_begins_meanwhile(toy, tmp_path):
+    with ExitStack() as another:
+
+        def begin(event):
+            if event.method == "map" and event.status == "started":
+                another.enter_context(FileLocks(tmp_path))
+
+        (record,) = Grid([toy], ["map"], [0], tmp_path).run(begin)
+    assert record.status == "ok"
+    assert not record.cost.exclusive
 
 
 def test_weights_of_another_training_are_rejected(toy, tmp_path):

@@ -11,6 +11,8 @@ from bdl_bench.records.record import OwnMetric, RecordStore
 from bdl_bench.report import Selection, write_report
 from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.figures.theme import themed
+from bdl_bench.report.markdown import _cost
+from bdl_bench.report.reference_agreement import CostRow
 from estimators.errors import OptionError
 
 
@@ -78,6 +80,11 @@ def test_colours_of_a_figure_are_variables_that_are_lighter_on_a_dark_page():
     assert "--c0:#3b4350;--c1:#0072b2" in light
     assert "--c0:#c8d0d9;--c1:#56b4f0" in dark
     assert "font-family:-apple-system" in found
+
+
+def test_the_costs_in_markdown_are_in_the_columns_of_their_header():
+    row = CostRow("map", 1.0, 300.0, 2**20, 0, peak_reset=True, device_peak_bytes=None, tuning_seconds=20.0, passes=7)
+    assert _cost(row)[:5] == ("map", "1 s", "20 s", "5 min", "7")
 
 
 @pytest.fixture(scope="module")

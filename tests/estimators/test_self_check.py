@@ -20,6 +20,7 @@ from estimators import (
 from estimators.curvature.last_layer.features import FeatureHook
 from estimators.errors import DerivativeRouteWarning, ModelError, NoLastLayerError, UnsupportedError
 from estimators.models import Network
+from estimators.models.disagreement import Disagreement
 from estimators.models.function_checks import check_displaced_outputs
 from estimators.models.input_kinds import MOST_KINDS, InputKinds
 from estimators.models.layer_jacobians import LayerwiseJacobian
@@ -98,6 +99,11 @@ def laplace(model, **options):
 def pointwise(model, solver=None):
     solver = LinearResponse(tol=1e-12) if solver is None else solver
     return RegVar(model, "classification", prior_precision=DELTA, regularizer=Pointwise(), solver=solver)
+
+
+@pytest.mark.parametrize(("error", "agrees"), [(0.0, True), (1e-9, True), (2e-9, False), (float("nan"), False)])
+def test_a_derivative_agrees_up_to_round_off_and_never_if_it_is_not_finite(error, agrees):
+    assert Disagreement(error, None).within(1e-9) is agrees
 
 
 @pytest.mark.parametrize("inverse", ["cholesky", "dual"])
