@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from estimators.calibration.scores import check_none_missing
 from estimators.errors import DataError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
@@ -31,7 +32,12 @@ def flat_rows(
     (B, ..., C) or (B, C, ...), becomes (M, C) and (M,): M is the number of positions whose label is not ignored, in the
     order of rows and of positions in a row. For causal models labels are shifted: the prediction at t is compared with
     the token at t + 1. Regression and binary outputs of several dimensions become (B, C), C counting all outputs.
+
+    Raises:
+        DataError: for soft targets of classes, and for targets of other kinds that `likelihood.given` leaves out.
     """
+    if targets is not None and prediction.kind != "classification":
+        check_none_missing(targets, likelihood)
     if targets is not None and prediction.kind == "classification" and targets.is_floating_point():
         raise DataError(
             "class indices as the targets of scored rows; soft targets are for training rows",

@@ -20,6 +20,7 @@ from estimators.calibration.conformal_scores import (
     two_classes,
     within_threshold,
 )
+from estimators.calibration.scores import check_none_missing
 from estimators.calibration.validation import ValidationPredictions, ValidationRows
 from estimators.curvature.fisher import uniform_numbers
 from estimators.data.inputs import as_inputs
@@ -134,7 +135,8 @@ class SplitConformal:
             This object, fitted.
 
         Raises:
-            DataError: for invalid batches, and for predictions or targets that are not finite or are no classes.
+            DataError: for invalid batches, and for predictions or targets that are not finite, are no classes, or are
+                left out by `given` of the likelihood.
             UnsupportedError: for class predictions at several positions of a row.
             OptionError: for a score that the predictions do not have.
         """
@@ -239,6 +241,7 @@ class SplitConformal:
             likelihood.check_targets(predicted.mean, y)
         ((prediction, y),) = ValidationPredictions.of(predicted, y).parts
         if prediction.kind == "regression":
+            check_none_missing(y, likelihood)
             target = _in_target_units(likelihood, y)
             std = prediction.std if self._score_of(prediction.kind) == "scaled_residual" else torch.ones_like(y)
             scores = scaled_residuals(target, prediction.mean, std)

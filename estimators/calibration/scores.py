@@ -16,7 +16,7 @@ from estimators.likelihoods.base import check_same_shape
 from estimators.likelihoods.categorical import Sites
 from estimators.likelihoods.prediction import Prediction, log_odds_of, log_probs_of
 
-__all__ = ["Parts", "Score", "Scorer", "negative_log_predictive"]
+__all__ = ["Parts", "Score", "Scorer", "check_none_missing", "negative_log_predictive"]
 
 Score: TypeAlias = str | Callable[[Prediction, Tensor], float]
 """The string "nll", or a function of a prediction of all rows and their targets."""
@@ -79,7 +79,7 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
             outputs are missing, by `likelihood.given`.
     """
     if prediction.kind != "classification":
-        _check_none_missing(targets, likelihood)
+        check_none_missing(targets, likelihood)
     if prediction.kind == "regression":
         return _gaussian(prediction, targets)
     if prediction.kind == "binary":
@@ -90,14 +90,22 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
     return _categorical(log_probs_of(prediction).movedim(prediction.class_dim, -1), targets, likelihood)
 
 
-def _check_none_missing(targets: Tensor, likelihood: Likelihood | None) -> None:
-    """Raise DataError if a custom likelihood leaves out some targets, since the densities here would count them."""
+def check_none_missing(targets: Tensor, likelihood: Likelihood | None) -> None:
+    """Check that rows to score have a target for every output, since scores would count missing ones as observed.
+
+    Args:
+        targets: targets of regression or of binary outputs, (B, ...).
+        likelihood: the likelihood; None if it is not known, and nothing can be checked.
+
+    Raises:
+        DataError: if a custom likelihood leaves out some targets, by `given`.
+    """
     if likelihood is not None and likelihood.given(targets) is not likelihood:
         raise DataError(
             "rows to score with a target for every output",
             received=f"targets of which {type(likelihood).__name__}.given leaves some out",
-            remedy="validation rows without missing targets; `given(y)` returns the likelihood itself if none is "
-            "missing.",
+            remedy="validation and test rows without missing targets; `given(y)` returns the likelihood itself if none "
+            "is missing.",
         )
 
 

@@ -5,6 +5,7 @@ import torch
 
 from bdl_bench.problem.flatten import flat_rows
 from estimators import Bernoulli, Categorical, Gaussian
+from estimators.errors import DataError
 from estimators.likelihoods import CausalTokens
 
 B, T, V, S = 3, 5, 4, 6
@@ -102,3 +103,19 @@ def test_without_targets_every_place_counts():
     assert torch.equal(alone.mean, random(B, V))
     image, _ = flat_rows(predicted(Categorical(class_dim=1), B, V, T), None, Categorical(class_dim=1))
     assert torch.equal(image.mean, random(B, V, T).movedim(1, -1).reshape(B * T, V))
+
+
+class GaussianWithMissingTargets(Gaussian):
+    """A target of −999 is missing; what `given` returns is never used here."""
+
+    def given(self, y):
+        return self if bool((y != -999).all()) else Gaussian()
+
+
+def test_scored_rows_with_missing_targets_raise_instead_of_counting_as_observed():
+    likelihood, y = GaussianWithMissingTargets(), random(B, 2)
+    prediction = predicted(likelihood, B, 2)
+    assert torch.equal(flat_rows(prediction, y, likelihood)[1], y)
+    y[1, 0] = -999
+    with pytest.raises(DataError, match="a target for every output"):
+        flat_rows(prediction, y, likelihood)

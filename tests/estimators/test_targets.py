@@ -18,6 +18,7 @@ from estimators import (
     Pointwise,
     PosteriorDraws,
     RegVar,
+    SplitConformal,
     optimize_prior_precision,
     tune,
 )
@@ -255,6 +256,8 @@ def test_validation_rows_with_missing_targets_are_rejected_instead_of_scored():
     for choose in (tune, optimize_prior_precision):
         with pytest.raises(DataError, match="a target for every output"):
             choose(fitted, batches(x, missing))
+    with pytest.raises(DataError, match="a target for every output"):
+        SplitConformal(fitted).fit(batches(x, missing))
     calibrated = laplace.fit(batches(x, missing), val_loader=batches(x, y))
     plain = negative_log_predictive(calibrated.predict(x), y)
     assert torch.equal(negative_log_predictive(calibrated.predict(x), y, MaskedGaussian()), plain)
