@@ -130,7 +130,7 @@ def test_expected_improvement_orders_far_rows_and_certain_rows():
     assert certain.tolist() == [math.log(1.5), -math.inf]
 
 
-def test_highest_takes_the_first_of_equal_rows_and_none_twice():
+def test_top_rows_are_the_first_of_equal_rows_and_none_twice():
     assert top_rows(np.array([1.0, 3.0, 3.0, 2.0]), (1,), 2) == (2, 3)
     assert top_rows(np.zeros(3), (), 2) == (0, 1)
 

@@ -96,7 +96,9 @@ def _trade_off(
         return None
     named = f"{metric.label} − that of {BASELINE}" if against else metric.label
     front = significant_front(points, tests)
-    return trade_off(name, points, context.palette, labels=(label, named), front=front, lower=metric.better == "lower")
+    return trade_off(
+        name, points, context.palette, labels=(label, named), front=front, lower_is_better=metric.better == "lower"
+    )
 
 
 def times(seconds: Mapping[str, tuple[float, float]], palette: Palette) -> Drawing:
@@ -178,7 +180,7 @@ def trade_off(
     *,
     labels: tuple[str, str],
     front: list[str],
-    lower: bool,
+    lower_is_better: bool,
 ) -> Drawing:
     """Draw points with error bars over logarithmic cost; hollow if the cost is not exclusive, names in bold if `best`.
 
@@ -211,7 +213,8 @@ def trade_off(
             )
         best = {m for m, p in points.items() if p.best}
         inside = {m: p for m, p in points.items() if limits[0] <= p.value.mean <= limits[1]}
-        named = sorted(inside, key=lambda m: inside[m].value.mean if lower else -inside[m].value.mean)[:MOST_NAMES]
+        sign = 1 if lower_is_better else -1
+        named = sorted(inside, key=lambda m: sign * inside[m].value.mean)[:MOST_NAMES]
         around_points(axes, {m: (inside[m].cost[0], inside[m].value.mean) for m in named}, palette, bold=best)
     words = f"{labels[1]} against {labels[0]}, with 95 % intervals"
     if len(front) > 1:
