@@ -10,7 +10,7 @@ from benchmarks.statistics.measure import SEEDS, SHIFTS
 
 __all__ = ["to_markdown"]
 
-_HEAD = """# Do the statistics of the report keep their word?
+_HEAD = """# Do the tests and intervals of the report have their stated levels?
 
 A method is compared with itself, under other random numbers, by the functions that the report calls. Every significant
 difference is false, and at most 5 % may be. Each entry is a share of 1,000 simulated comparisons, in percent; its
