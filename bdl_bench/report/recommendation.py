@@ -4,14 +4,16 @@
 2. If some methods are significantly better than the baseline, only they are candidates; if none is, the baseline is
    kept.
 3. Of the candidates, the cheapest is recommended, by its time to fit, tune and predict.
-4. If that one has no epistemic variance, the cheapest candidate by rule 1 that has one is named, too.
+4. If that one has no epistemic variance, another candidate by rule 1 that has one is named, too: the nearest to the
+   posterior where that was sampled, and the cheapest otherwise. If the nearest takes more than ten times as long as the
+   cheapest one, the nearest of those that do not is named beside it.
 
 The sampled posterior is a reference, not a method to use: the rules leave it out, and only "Predicts best" names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -25,6 +27,8 @@ __all__ = ["Answer", "Evidence", "Recommendation", "recommendation"]
 
 _MORE_SEEDS = 10
 """Seeds that are advised at least, to find smaller differences."""
+_QUICK = 10
+"""Multiple of the time of the cheapest method up to which another one is quick."""
 _NOT_BETTER: dict[Verdict, str] = {
     "no relevant difference": "is too small to be relevant",
     "no significant difference": "is not significant",
@@ -163,10 +167,26 @@ def _with_variance(found: Overall, evidence: Evidence, chosen: str) -> str:
     able = [m for m in found.not_worse_than_best if m in evidence.with_variance]
     if chosen in evidence.with_variance or not able:
         return ""
+    need = f" If you need an epistemic variance, which {chosen} does not have"
+    ranked = [m for m in able if m in evidence.posterior_ranks and m in evidence.seconds]
+    if ranked:
+        return f"{need}: {_nearest_of(ranked, evidence)}."
     other = _cheapest(able, evidence)
-    need = f"If you need an epistemic variance, which {chosen} does not have"
     how = "with the best mean" if other == found.best else "not significantly worse than the best"
-    return f" {need}: {other}, {how}."
+    return f"{need}: {other}, {how}."
+
+
+def _nearest_of(methods: Sequence[str], evidence: Evidence) -> str:
+    """Return the nearest to the posterior with its time, and the nearest quick one if that is another."""
+    ranks, seconds = evidence.posterior_ranks, evidence.seconds
+    limit = _QUICK * min(seconds[m] for m in methods)
+    nearest = min(methods, key=lambda m: ranks[m])
+    quick = min((m for m in methods if seconds[m] <= limit), key=lambda m: ranks[m])
+    text = f"{nearest} is the nearest to the posterior of the methods that are not significantly worse than the best"
+    if quick == nearest:
+        return text
+    times = in_seconds(seconds[nearest]), in_seconds(seconds[quick])
+    return f"{text} ({times[0]}); {quick} is the nearest of the quick ones ({times[1]})"
 
 
 def _cheapest(methods: Collection[str], evidence: Evidence) -> str:

@@ -113,6 +113,24 @@ def test_the_baseline_is_kept_if_nothing_is_shown_to_be_better_and_a_method_with
     assert best.endswith("No other method is significantly worse.")
 
 
+def test_with_a_sampled_posterior_the_nearest_method_is_named_for_a_variance_and_the_nearest_quick_one():
+    names = ("ensemble", "laplace", "swag")
+    against = dict.fromkeys(names, (0.001, "no significant difference"))
+    all_methods = ("map", *names)
+    pairs = {pair: "no significant difference" for pair in itertools.combinations(all_methods, 2)}
+    means = {"map": 0.3, "ensemble": 0.301, "laplace": 0.302, "swag": 0.303}
+
+    def reason(**seconds):
+        ranks = {"ensemble": 1.0, "laplace": 3.0, "swag": 2.0, "map": 4.0}
+        found = Evidence({"map": 0.1, **seconds}, {"laplace", "swag", "ensemble"}, ranks, ["wine"])
+        return recommendation(found_with(against, pairs, means), found).reason
+
+    nearest = "ensemble is the nearest to the posterior of the methods that are not significantly worse than the best"
+    assert f"{nearest}." in reason(ensemble=9.0, laplace=1.0, swag=20.0)
+    several = reason(ensemble=90.0, laplace=1.0, swag=9.0)
+    assert f"{nearest} (90 s); swag is the nearest of the quick ones (9 s)." in several
+
+
 def test_all_methods_are_only_called_equal_if_every_pair_was_tested():
     against = {"laplace": (0.002, "no significant difference"), "swag": (0.001, "unknown")}
     pairs = {
