@@ -115,7 +115,7 @@ class About:
         if self.model != model:
             raise ModelChangedError(
                 "the model that was fitted",
-                received="one whose weights or buffers differ from it",
+                received="one whose layers, weights or buffers differ from it",
                 remedy="load the weights of that training first, or fit again.",
             )
 

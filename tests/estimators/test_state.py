@@ -129,6 +129,20 @@ def test_the_evidence_of_a_loaded_fit_needs_the_data(name):
         assert torch.allclose(loaded.attach_data(data()).log_marginal_likelihood(delta), evidence)
 
 
+def test_a_fit_is_not_loaded_into_another_function_of_the_same_weights(tmp_path):
+    def made(activation):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2)).double().eval()
+        return LinearizedLaplace(model, Gaussian(0.6), prior_precision=1.9)
+
+    x = torch.randn(7, 3, dtype=torch.float64)
+    fitted = made(nn.Tanh()).fit([(x, x[:, :2])])
+    fitted.save(tmp_path / "fit")
+    assert torch.equal(made(nn.Tanh()).load(tmp_path / "fit").variance(x), fitted.variance(x))
+    with pytest.raises(ModelChangedError, match="layers, weights or buffers"):
+        made(nn.Sigmoid()).load(tmp_path / "fit")
+
+
 def test_other_data_are_rejected():
     loaded = build("cg").load_state_dict(build("cg").fit(data()).state_dict())
     changed = [(x, 1.01 * y) for x, y in data()]
