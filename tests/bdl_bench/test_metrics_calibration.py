@@ -123,3 +123,13 @@ def test_the_coverage_curve_agrees_with_coverage_at_a_level():
 def test_the_coverage_error_of_a_variance_of_nothing_is_the_mean_level():
     # All targets lie outside of every interval: |0 − level| averages (5 % + ... + 95 %)/19 = 50 %.
     assert regression.coverage_error(np.ones(8)) == near(0.5)
+
+
+def test_rows_of_equal_confidence_are_ordered_by_a_finer_score():
+    confidence, correct = np.full(4, 0.6), np.array([1.0, 1.0, 0.0, 0.0])
+    order = np.array([4.0, 3.0, 2.0, 1.0])  # as log-odds that all round to 0.6
+    assert calibration.adaptive_ece(confidence, correct, n_bins=2) == near(0.1)  # one bin of accuracy 1/2
+    assert calibration.adaptive_ece(confidence, correct, order, n_bins=2) == near((0.4 + 0.6) / 2)
+    assert calibration.equal_mass_bins(confidence, correct, order, n_bins=2).error == near(0.5)
+    # Each bin has no spread: nothing is subtracted.
+    assert calibration.debiased_ece(confidence, correct, order, n_bins=2) == near(np.sqrt((0.4**2 + 0.6**2) / 2))

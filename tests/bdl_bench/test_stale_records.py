@@ -13,7 +13,7 @@ from torch import nn
 
 from bdl_bench import compare
 from bdl_bench.methods import METHODS, Method
-from bdl_bench.methods.registry import preset
+from bdl_bench.methods.registry import OptionGrid, preset
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.records.content_digests import content_digest
@@ -233,6 +233,17 @@ def test_other_options_of_a_method_of_the_same_name_give_fresh_numbers(before, a
     assert not run(before)[0]
     assert run(before)[0]
     assert not run(after)[0]
+
+
+def test_another_tuned_option_of_a_method_gives_fresh_numbers(run):
+    build = clone_with(hessian_structure="diag")
+    near, far = (
+        OptionGrid("prior_precision", lambda p, n, top=top: [p.prior_precision, top][:n]) for top in (2.0, 9.0)
+    )
+    assert not run(build, near)[0]
+    assert run(build, near)[0]
+    assert not run(build, far)[0]
+    assert not run(build)[0]
 
 
 def test_another_constant_of_a_preset_is_another_option(monkeypatch):
