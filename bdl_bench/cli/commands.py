@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from bdl_bench.cli.application import (
     FAILED,
@@ -33,6 +33,7 @@ from bdl_bench.cli.application import (
 if TYPE_CHECKING:
     from bdl_bench.records.record import Record
     from bdl_bench.runner.grid import Grid
+    from bdl_bench.tasks.registry import Task
 
 __all__ = ["app", "main", "method_names", "run_grid"]
 
@@ -192,10 +193,11 @@ def list_(*, plugin: Plugin = None) -> None:
     with errors(USAGE):
         load_named_plugins(plugin)
     screen = console()
-    tasks = Table("tasks", "data", "what it is", "what it needs", box=None, pad_edge=False)
-    for name, task in sorted(TASKS.items(), key=lambda item: _DATA_ORDER.index(item[1].data.partition(", ")[2])):
-        tasks.add_row(_starred(name, task.default), task.data, escape(task.summary), escape(task.needs or ""))
-    methods = Table("methods", "what it is", "tuned by", box=None, pad_edge=False)
+    tasks = Table(_names("tasks"), _names("data"), "what it is", box=None, pad_edge=False)
+    for name, task in sorted(TASKS.items(), key=lambda item: _place(item[1])):
+        needs = f"\n[dim]needs {escape(task.needs)}[/dim]" if task.needs else ""
+        tasks.add_row(_starred(name, task.default), task.data, escape(task.summary) + needs)
+    methods = Table(_names("methods"), "what it is", _names("tuned by"), box=None, pad_edge=False)
     for name, method in METHODS.items():
         axis = method.tuned_option.option if method.tuned_option else ""
         methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
@@ -239,6 +241,16 @@ def run_grid(grid: Grid) -> list[Record]:
         text = f"Interrupted. Finished runs are kept; the same command with --out {where} resumes."
         screen.print(text, soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _names(header: str) -> Column:
+    """Return a column of names to be copied, which a narrow screen neither wraps nor cuts off."""
+    return Column(header, no_wrap=True, overflow="ignore")
+
+
+def _place(task: Task) -> tuple[int, bool]:
+    """Return a key that sorts tasks by where their data are, and the default ones first."""
+    return _DATA_ORDER.index(task.data.partition(", ")[2]), not task.default
 
 
 def _starred(name: str, default: bool) -> str:

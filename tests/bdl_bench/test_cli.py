@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from bdl_bench.citation import software_version
 from bdl_bench.cli import app
 from bdl_bench.cli import commands as cli
+from bdl_bench.methods import METHODS
 from bdl_bench.report import Selection
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
+from bdl_bench.tasks import TASKS
 
 MODULE = '''
 import torch
@@ -105,9 +107,12 @@ def test_report_of_nothing_exits_with_two(tmp_path):
     assert invoke("report", tmp_path).exit_code == 2
 
 
-def test_list_names_tasks_and_methods():
-    output = invoke("list").stdout
-    assert all(name in output for name in ("diabetes", "digits", "laplace", "regvar-finetune"))
+def test_list_has_every_name_whole_on_a_narrow_screen_and_the_default_tasks_first(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    words = [line.split()[0] for line in invoke("list").stdout.splitlines() if line[:1].strip()]
+    assert {*TASKS, *METHODS} <= set(words)
+    default = [name for name, task in TASKS.items() if task.default]
+    assert set(words[1 : 1 + len(default)]) == set(default)
 
 
 def test_an_interruption_says_how_to_go_on(toy, tmp_path, monkeypatch):
