@@ -139,13 +139,15 @@ def _keep(found: Overall) -> str:
     against = found.tests.baseline_differences
     if not against:
         return "No other method was compared."
+    tested = [d for d in against.values() if d.p_value is not None]
     if found.best == found.baseline:
         head = f"No method has a better {_metric(found)}."
     else:
-        how = _NOT_BETTER[found.tests.with_baseline[found.best]]
+        verdict = found.tests.with_baseline[found.best]
+        corrected = verdict == "no significant difference" and len(tested) > 1
+        how = _NOT_BETTER[verdict] + (f" after the correction for {len(tested)} tests" if corrected else "")
         head = f"No method is shown to predict better: the best {_metric(found)}, of {found.best}, is "
         head += f"{_gain(found, against[found.best])}, which {how}."
-    tested = [d for d in against.values() if d.p_value is not None]
     needed = [v for d in tested if (v := detectable_difference(d, n_comparisons=len(tested))) is not None]
     if not needed or median(needed) < found.smallest_relevant:
         return head

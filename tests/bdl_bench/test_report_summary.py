@@ -105,7 +105,7 @@ def test_the_baseline_is_kept_if_nothing_is_shown_to_be_better_and_a_method_with
         evidence(ensemble=9.0, laplace=1.0, map=0.1),
     )
     assert (found.method, found.headline) == ("map", "Keep map.")
-    assert "not significant" in found.reason
+    assert "which is not significant after the correction for 2 tests" in found.reason
     assert "laplace, not significantly worse" in found.reason
     assert "more seeds (--seeds 10) find smaller ones" in found.reason
     best = next(answer.text for answer in found.answers if answer.question == "Predicts best")

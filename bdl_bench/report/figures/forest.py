@@ -13,7 +13,7 @@ from bdl_bench.stats import Interval, Verdict
 
 __all__ = ["forest"]
 
-_WIDTH, _NAMES, _ROW, _BELOW = 3.5, 1.28, 0.185, 0.42
+_WIDTH, _NAMES, _RIGHT, _ROW, _BELOW = 3.5, 1.28, 0.2, 0.185, 0.42
 _LONGEST = 4.0
 """Ends of intervals beyond this multiple of the median end are cut, so that a wide one does not hide the others."""
 
@@ -52,7 +52,7 @@ def forest(
     height = _ROW * len(ordered) + _BELOW + 0.2
     with blank((_WIDTH, height)) as figure:
         axes = figure.add_axes(
-            (_NAMES / _WIDTH, _BELOW / height, 1 - (_NAMES + 0.1) / _WIDTH, _ROW * len(ordered) / height)
+            (_NAMES / _WIDTH, _BELOW / height, 1 - (_NAMES + _RIGHT) / _WIDTH, _ROW * len(ordered) / height)
         )
         axes.patch.set_visible(False)
         if relevant > 0:
@@ -64,7 +64,7 @@ def forest(
             axes.plot((low, high), (row, row), color=style.colour, lw=1.6, solid_capstyle="butt", zorder=2)
             for end, cut, sign in ((low, effect.low, "<"), (high, effect.high, ">")):
                 if end != cut:
-                    axes.plot(end, row, marker=sign, ms=4, color=style.colour, zorder=3, clip_on=False)
+                    axes.plot(end, row, sign, ms=4.5, mec=style.colour, mfc="none", zorder=3, clip_on=False)
             if abs(effect.mean) <= reach:
                 axes.plot(effect.mean, row, marker=style.marker, ms=4.5, color=style.colour, zorder=4)
         axes.set_xlim(-reach, reach)
