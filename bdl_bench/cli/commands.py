@@ -194,7 +194,7 @@ def list_(*, plugin: Plugin = None) -> None:
         load_named_plugins(plugin)
     screen = console()
     tasks = Table(_names("tasks"), _names("data"), "what it is", box=None, pad_edge=False)
-    for name, task in sorted(TASKS.items(), key=lambda item: _place(item[1])):
+    for name, task in sorted(TASKS.items(), key=lambda item: _sort_key(item[1])):
         needs = f"\n[dim]needs {escape(task.needs)}[/dim]" if task.needs else ""
         tasks.add_row(_starred(name, task.default), task.data, escape(task.summary) + needs)
     methods = Table(_names("methods"), "what it is", _names("tuned by"), box=None, pad_edge=False)
@@ -248,7 +248,7 @@ def _names(header: str) -> Column:
     return Column(header, no_wrap=True, overflow="ignore")
 
 
-def _place(task: Task) -> tuple[int, bool]:
+def _sort_key(task: Task) -> tuple[int, bool]:
     """Return a key that sorts tasks by where their data are, and the default ones first."""
     return _DATA_ORDER.index(task.data.partition(", ")[2]), not task.default
 
