@@ -61,6 +61,8 @@ _MIN_ITERATIONS = 3
 """Iterations before the probes are solved; the estimate needs a smaller leading space."""
 _USEFUL_ITERATIONS = 12
 """Iterations that a space must have room for: smaller ones do not reach a useful accuracy on the bundled tasks."""
+_MEASURED_GROWTH = 1.05
+"""Growth of a large space between measurements of its error, each of which factors matrices of its rank."""
 _PROBE_VECTORS = 4 * (_N_PROBES + _N_FRESH_PROBES)
 """Vectors of the usual four iterations for all probes; room for them is kept free."""
 _MAX_RANK = 2048
@@ -188,13 +190,24 @@ class _Growth:
         final = not len(self.cycle.block) or self._room() < 0
         if not final and len(self.ranks) < _MIN_ITERATIONS:
             return False
-        if 0 <= self._room() < _PROBE_VECTORS:  # the last room in which probes can be solved for
+        last_room = 0 <= self._room() < _PROBE_VECTORS  # in which probes can be solved for
+        if not final and not (last_room and not self.fresh) and not self._has_grown():
+            return False
+        if last_room:
             self._want_fresh_probes()
         self.accuracy = self._measured(final=final)
         if not self.fresh and not final and self._reached():  # fresh probes must confirm it
             self._want_fresh_probes()
             self.accuracy = self._measured(final=final)
         return self.accuracy is not None and (final or self._reached())
+
+    def _has_grown(self) -> bool:
+        """Return whether a measurement is due: at ranks on a geometric grid, which are all ranks of a small space.
+
+        It depends on the ranks alone, so that a fit that continues from a checkpoint measures at the same ranks.
+        """
+        before, now = (math.floor(math.log(rank, _MEASURED_GROWTH)) for rank, _ in self.ranks[-2:])
+        return now > before
 
     def _want_fresh_probes(self) -> None:
         if not self.fresh:
