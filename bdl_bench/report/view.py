@@ -62,6 +62,11 @@ class Report:
     columns_are_selected: bool = False
     """Whether the columns of the tables were named, and so are all shown."""
 
+    @property
+    def n_compared(self) -> int:
+        """The number of methods with a result on some task; others were skipped or failed everywhere."""
+        return len({method for task in self.tasks for method in task.scores.untuned.entries})
+
 
 def build(directory: Path, gallery: Gallery | None = None, selection: Selection = EVERYTHING) -> Report:
     """Return the report of the selected records in a directory; `gallery` can also save the figures.

@@ -139,7 +139,7 @@ def test_skipped_and_failed_cells_are_shown_with_their_reason(write_record, tmp_
     write_record("t", "big", 0, status="skipped", reason="a need of 7 TiB")
     write_record("t", "bad", 0, status="failed", reason="went wrong", traceback="line 12")
     text = Tags(write_report(tmp_path).read_text()).text
-    assert all(words in text for words in ("a need of 7 TiB", "went wrong", "line 12"))
+    assert all(words in text for words in ("a need of 7 TiB", "went wrong", "line 12", "1 task · 1 method · 1 seed"))
 
 
 def test_a_run_where_everything_failed_still_has_a_report(write_record, tmp_path):
