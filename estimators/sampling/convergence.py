@@ -31,7 +31,8 @@ def split_r_hat(draws: Tensor) -> Tensor:
     """
     if draws.shape[1] < _LEAST_DRAWS:
         return draws.new_full(draws.shape[2:], math.nan)
-    return _split_r_hat(_split(draws), _normal_scores(_split(draws)))
+    halves = _split(draws)
+    return _split_r_hat(halves, _normal_scores(halves))
 
 
 def bulk_ess(draws: Tensor) -> Tensor:
