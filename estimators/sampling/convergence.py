@@ -110,7 +110,7 @@ def _ranks(ascending: Tensor) -> Tensor:
     """Return the ranks 1 to n of values in ascending rows (Q, n), the average rank of their run for equal ones."""
     n = ascending.shape[1]
     position = torch.arange(1, n + 1, device=ascending.device)
-    differs = ascending.diff(dim=1) != 0
+    differs = ascending[:, 1:] != ascending[:, :-1]  # a difference of two equal infinities is NaN
     edge = differs.new_ones(len(ascending), 1)
     first = position.where(torch.cat([edge, differs], 1), 0).cummax(1).values
     last = position.where(torch.cat([differs, edge], 1), n).flip(1).cummin(1).values.flip(1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from estimators.sampling.convergence import bulk_ess, e_bfmi, split_r_hat
+from estimators.sampling.convergence import _normal_scores, bulk_ess, e_bfmi, split_r_hat
 from estimators.sampling.step_size import DualAveraging
 
 KINDS = {"autocorrelated": 0.9, "independent": 0.0, "antithetic": -0.6, "ties": 0.5, "random walk": 1.0}
@@ -93,3 +93,9 @@ def test_dual_averaging_finds_the_step_size_of_an_acceptance():
     for _ in range(2000):
         adapted.update(min(1.0, math.exp(-adapted.step_size) + 0.05 * rng.normal()))
     assert adapted.average == pytest.approx(-math.log(0.8), rel=0.05)
+
+
+def test_equal_infinities_have_the_average_of_their_ranks():
+    values = torch.tensor([1, math.inf, math.inf, -math.inf, 0, -math.inf], dtype=torch.float64)
+    expected = stats.norm.ppf((stats.rankdata(values.numpy()) - 3 / 8) / (len(values) + 1 / 4))
+    np.testing.assert_allclose(_normal_scores(values.reshape(2, 3, 1)).flatten().numpy(), expected, rtol=1e-12)
