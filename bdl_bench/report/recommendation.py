@@ -182,8 +182,8 @@ def _nearest_of(methods: Sequence[str], evidence: Evidence) -> str:
     """Return the nearest to the posterior with its time, and the nearest quick one if that is another."""
     ranks, seconds = evidence.posterior_ranks, evidence.seconds
     limit = _QUICK * min(seconds[m] for m in methods)
-    nearest = min(methods, key=lambda m: ranks[m])
-    quick = min((m for m in methods if seconds[m] <= limit), key=lambda m: ranks[m])
+    ordered = sorted(methods, key=lambda m: (ranks[m], seconds[m]))  # of equally near ones the cheapest
+    nearest, quick = ordered[0], next(m for m in ordered if seconds[m] <= limit)
     text = f"{nearest} is the nearest to the posterior of the methods that are not significantly worse than the best"
     if quick == nearest:
         return text

@@ -120,8 +120,8 @@ def test_with_a_sampled_posterior_the_nearest_method_is_named_for_a_variance_and
     pairs = {pair: "no significant difference" for pair in itertools.combinations(all_methods, 2)}
     means = {"map": 0.3, "ensemble": 0.301, "laplace": 0.302, "swag": 0.303}
 
-    def reason(**seconds):
-        ranks = {"ensemble": 1.0, "laplace": 3.0, "swag": 2.0, "map": 4.0}
+    def reason(swag_rank=2.0, **seconds):
+        ranks = {"ensemble": 1.0, "laplace": 3.0, "swag": swag_rank, "map": 4.0}
         found = Evidence({"map": 0.1, **seconds}, {"laplace", "swag", "ensemble"}, ranks, ["wine"])
         return recommendation(found_with(against, pairs, means), found).reason
 
@@ -129,6 +129,7 @@ def test_with_a_sampled_posterior_the_nearest_method_is_named_for_a_variance_and
     assert f"{nearest}." in reason(ensemble=9.0, laplace=1.0, swag=20.0)
     several = reason(ensemble=90.0, laplace=1.0, swag=9.0)
     assert f"{nearest} (90 s); swag is the nearest of the quick ones (9 s)." in several
+    assert "swag is the nearest to the posterior of" in reason(swag_rank=1.0, ensemble=90.0, laplace=1.0, swag=9.0)
 
 
 def test_all_methods_are_only_called_equal_if_every_pair_was_tested():
