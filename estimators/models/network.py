@@ -16,6 +16,7 @@ from estimators.models.input_derivatives import TOLERANCE, InputDerivative
 from estimators.models.kernels import differentiable
 from estimators.models.network_function import NetworkFunction
 from estimators.models.outputs import without_inference
+from estimators.models.self_check import unsaturated
 from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows, tensors_of
 from estimators.numerics.vectorize import over_rows
 from estimators.runtime.pass_counter import SELF_CHECK
@@ -279,9 +280,16 @@ class Network(NetworkFunction):
 
         def difference(products: Tensor) -> Disagreement:
             c = self.check.random(vectors[:, 0])
+            v = c @ vectors
             with self.check.counted():
-                expected = self._plain_hessian_product(x, loss, (c @ vectors)[None])[0]
-            return self.check.curvature_error(c @ products, expected)
+                expected = self._plain_hessian_product(x, loss, v[None])[0]
+
+            def usual() -> Tensor:
+                direction = self.check.random(v)
+                direction = direction * (v.norm() / direction.norm())
+                return self._plain_hessian_product(x, unsaturated(loss), direction[None])[0]
+
+            return self.check.curvature_error(c @ products, expected, usual)
 
         routes = [
             ("forward over reverse mode", lambda: self._forward_over_reverse(x, loss, vectors)),

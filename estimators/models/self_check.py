@@ -34,7 +34,7 @@ from estimators.numerics.reductions import is_finite
 from estimators.numerics.tracing import is_tracing
 from estimators.runtime.pass_counter import SELF_CHECK, PassCounter
 
-__all__ = ["DISPLACED", "OUTPUTS", "DerivativeReport", "SelfCheck"]
+__all__ = ["DISPLACED", "OUTPUTS", "DerivativeReport", "SelfCheck", "unsaturated"]
 
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 """Largest relative error of a route that counts as round-off, by dtype. Wrong routes had errors of 0.01 to 270."""
@@ -242,8 +242,7 @@ class SelfCheck:
         with self.counted():
             usual = self.reference.vjp(x, (weights * u)[None], names)[0]
         size, usual_size = float(g.double().norm()), float(usual.double().norm())
-        cancels = size < _CANCELLATION * usual_size
-        return replace(found, error=found.error * size / usual_size) if cancels else found
+        return replace(found, error=found.error * size / usual_size) if _cancels(g, usual) else found
 
     def cotangent_and_gradient(self, x: PyTree, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The cotangent u (B, C) that a function makes from the outputs f (B, C), and Jᵀu (P,) by plain autograd.
@@ -276,11 +275,27 @@ class SelfCheck:
         weights = cotangent if u is None else u
         return self._compared(x, cotangent, None, lambda g: error_along_direction(weights, jvp, g, r))
 
-    def curvature_error(self, product: Tensor, expected: Tensor) -> Disagreement:
-        """The error of H v (P,) against plain autograd, in units of the round-off of second derivatives."""
+    def curvature_error(self, product: Tensor, expected: Tensor, usual: Callable[[], Tensor]) -> Disagreement:
+        """The error of H v (P,) against plain autograd, in units of the round-off of second derivatives.
+
+        Args:
+            product: H v.
+            expected: H v by plain autograd.
+            usual: computes H r (P,) of the `unsaturated` loss, for a random r with the norm of v. H v consists of
+                round-off if it is small beside this: Λ = p − p² or J v cancels. Its error is then measured in units
+                of `usual`.
+        """
         self._note_gradient(expected, expected)
         found = largest_parameter_error(self.subset.entries, product, expected)
-        return Disagreement(found.error / _SECOND_DERIVATIVES, found.name)
+        found = replace(found, error=found.error / _SECOND_DERIVATIVES)
+        if found.within(self.tolerance()):
+            return found
+        with self.counted():
+            usual_product = usual()
+        if _cancels(expected, usual_product):
+            error = float((product.double() - expected.double()).norm())
+            return replace(found, error=error / float(usual_product.double().norm()) / _SECOND_DERIVATIVES)
+        return found
 
     def _compared(
         self,
@@ -355,3 +370,29 @@ class SelfCheck:
             received=f"NaN or Inf in the gradient of {listed}",
             remedy="look for sqrt, norm, log or a division at 0 in forward, and add a small constant inside it.",
         )
+
+
+def _cancels(g: Tensor, usual: Tensor) -> bool:
+    """Whether g (P,) is so small beside `usual` (P,) that it consists of round-off."""
+    return float(g.double().norm()) < _CANCELLATION * float(usual.double().norm())
+
+
+def unsaturated(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The loss s² ℓ(f / s) with s = max(1, max |f|), less its gradient: f / s in [−1, 1] is no saturated class.
+
+    At θ̂ its Hessian is JᵀΛJ with Λ = ∇²ℓ(f / s), and thus that of ℓ itself if ℓ is quadratic.
+
+    Args:
+        loss: ℓ, f (B, C) -> a scalar.
+
+    Returns:
+        f (B, C) -> a scalar, to be differentiated twice at the outputs that it is called with.
+    """
+
+    def scaled(f: Tensor) -> Tensor:
+        scale = f.detach().abs().max().clamp(min=1.0)
+        at = (f.detach() / scale).requires_grad_()
+        gradient = torch.autograd.grad(loss(at), at)[0]
+        return scale**2 * (loss(f / scale) - (gradient * f / scale).sum())
+
+    return scaled

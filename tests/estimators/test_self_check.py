@@ -462,3 +462,48 @@ def test_a_gradient_of_rows_that_cancel_is_no_disagreement():
     assert counted.gradient_error(x, u, exact + 1e-7).within(counted.check.tolerance())
     assert not counted.gradient_error(x, u, exact + 1e-1).within(counted.check.tolerance())
     assert not counted.gradient_error(x, u.abs(), 1.01 * u.abs().sum(0)).within(counted.check.tolerance())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e3])
+@pytest.mark.parametrize(("likelihood", "c"), [("binary", 1), ("classification", 3)])
+def test_hessian_products_of_saturated_classes_are_no_disagreement(likelihood, c, size, dtype):
+    """All classes certain and right: Λ = p − p² is round-off, or exactly 0, and differs between routes."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, c)).to(dtype)
+    with torch.no_grad():
+        model[2].weight.mul_(size / model[2].weight.abs().max())
+    x = torch.randn(23, 4, dtype=dtype)
+    f = model(x).detach()
+    y = (f > 0).to(dtype) if c == 1 else f.argmax(1)
+    loader = [(x[:9], y[:9]), (x[9:18], y[9:18]), (x[18:], y[18:])]
+    kept = {"prior_precision": 3.0, "curvature": "hessian", "inverse": "cg"}
+    laplace = LinearizedLaplace(model, likelihood, subset_of_weights="last_layer", **kept).fit(loader)
+    dense = LinearizedLaplace(
+        copy.deepcopy(model).double(), likelihood, subset_of_weights="last_layer", **{**kept, "inverse": "cholesky"}
+    ).fit([(a.double(), b if c > 1 else b.double()) for a, b in loader])
+    rtol = 1e-8 if dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(laplace.variance(x).double(), dense.variance(x.double()), rtol=rtol, atol=0)
+
+
+def test_hessian_products_with_vectors_that_change_no_output_are_no_disagreement():
+    """The last vectors of a Krylov space are orthogonal to all rows of J up to round-off."""
+    checked = network(lambda: nn.Linear(4, 3))
+    x = torch.randn(9, 4, dtype=torch.float64)
+    x[:, 2:] = x[:, :2] @ torch.randn(2, 2, dtype=torch.float64)  # of 4 features 2 are independent
+    null = torch.linalg.svd(x)[2][2]  # x null = 0 up to round-off
+    v = torch.cat([torch.outer(torch.tensor([0.3, -1.0, 2.0]).double(), null).flatten(), torch.zeros(3).double()])
+    y = torch.arange(9) % 3
+    found = Network(checked, ["weight", "bias"]).hessian_product(
+        x, lambda f: nn.functional.cross_entropy(f, y, reduction="sum"), v[None]
+    )
+    assert 0 < float(found.norm()) < 1e-14
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-10])
+def test_a_wrong_hessian_product_is_seen_unless_it_is_round_off(factor):
+    network = Network(nn.Linear(4, 3), ["bias"])
+    expected, usual = factor * torch.tensor([1.0, -2.0, 1.0]), torch.ones(3)
+    error = network.check.curvature_error(expected * 1.5, expected, lambda: usual)
+    assert error.within(network.check.tolerance()) == (factor < 1)
+    assert not network.check.curvature_error(expected + 1, expected, lambda: usual).within(network.check.tolerance())
