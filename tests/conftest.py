@@ -9,6 +9,8 @@ these marks.
 """
 
 import gc
+import os
+from pathlib import Path
 
 import pytest
 from fork_server import ForkServer
@@ -26,10 +28,6 @@ PROCESSES_AND_CLOCKS = {
     "test_threads.py",
 }
 RENDERED_REPORT = {"test_report_browser.py", "test_report_page.py"}
-VERIFICATION_PAGE = {  # one process writes it
-    "test_lambda_sweeps.py::test_every_case_and_every_step",
-    "test_trust.py::test_every_route_is_right_or_raises_a_typed_error",
-}
 TRAINED_PROBLEMS = {"test_agreement.py", "test_lambda_sweeps.py"}
 """Tests of one problem, the first three words of their parameters, share its training, of up to five seconds."""
 INDEPENDENT = {
@@ -45,10 +43,7 @@ INDEPENDENT = {
 
 def group_of(nodeid):
     """The group of a test: tests of a group run one after another in one process."""
-    test = nodeid.partition("[")[0].rpartition("/")[2]
-    file = test.partition("::")[0]
-    if test in VERIFICATION_PAGE:
-        return "verification page"
+    file = nodeid.partition("::")[0].rpartition("/")[2]
     if file in PROCESSES_AND_CLOCKS:
         return "processes and clocks"
     if file in RENDERED_REPORT:
@@ -74,6 +69,14 @@ def pytest_collection_finish():
     """Exempt modules and collected tests from garbage collection: to traverse them takes a tenth of all CPU time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_configure(config):
+    path = os.environ.get("BDL_VERIFICATION_TABLE")
+    if path and not hasattr(config, "workerinput"):
+        from verification_page import PageWriter  # with the whole library, which not every run of the tests needs
+
+        config.pluginmanager.register(PageWriter(Path(path)))
 
 
 @pytest.hookimpl(optionalhook=True)

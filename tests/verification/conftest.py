@@ -1,11 +1,8 @@
-"""One thread: the networks are tiny. And the page that the whole suite writes, docs/verification.md."""
-
-import os
-from pathlib import Path
+"""One thread: the networks are tiny. And what tests find for docs/verification.md."""
 
 import pytest
 import torch
-from verification_page import Page
+from verification_page import recorder
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -16,11 +13,7 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def page():
-    """Written at the end of the session to the file that BDL_VERIFICATION_TABLE names, if it names one."""
-    found = Page()
-    yield found
-    path = os.environ.get("BDL_VERIFICATION_TABLE")
-    if path and (found.verifications or found.outcomes):
-        found.write(Path(path))
+@pytest.fixture
+def page(record_property):
+    """A function (key, finding) that keeps a finding for the page, whichever process the test runs in."""
+    return recorder(record_property)

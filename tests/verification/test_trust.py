@@ -4,6 +4,8 @@ By default every network is fitted by the default estimator and some by RegVar; 
 `-m verification`.
 """
 
+import itertools
+
 import pytest
 from trust_networks import BUILDERS
 from trust_routes import DEFAULTS, LIKELIHOODS, ROUTES, Outcome, builders, run
@@ -27,7 +29,7 @@ def test_the_default_routes_are_right_or_raise_a_typed_error(name, likelihood, r
 @pytest.mark.parametrize("name", NAMES)
 def test_every_route_is_right_or_raises_a_typed_error(name, likelihood, route, page):
     outcome, failures = run(name, likelihood, ROUTES[route])
-    page.outcomes.setdefault((name, route), []).append(outcome)
+    page((name, route, likelihood), outcome)
     assert failures == []
 
 
@@ -43,13 +45,19 @@ def test_the_networks_are_many_and_of_every_kind():
 def test_the_page_has_a_section_of_networks_and_keeps_the_rest(tmp_path):
     page, path = Page(), tmp_path / "page.md"
     path.write_text("# Verifications\n\n| a |\n")
-    page.outcomes[("net", "laplace")] = [Outcome(1e-9), Outcome(3e-9)]
-    page.outcomes[("net", "last layer")] = [Outcome(None, raised="NoLastLayerError: no | last layer")]
-    page.outcomes[("other", "laplace")] = [Outcome(None, raw="RuntimeError: shapes"), Outcome(0.5)]
+    page.add(("other", "last layer", "regression"), Outcome(0.5))
+    page.add(("net", "last layer", "regression"), Outcome(None, raised="NoLastLayerError: no | last layer"))
+    page.add(("net", "laplace", "regression"), Outcome(1e-9))
+    page.add(("net", "laplace", "classification"), Outcome(3e-9))
+    page.add(("other", "laplace", "regression"), Outcome(None, raw="RuntimeError: shapes"))
+    page.add(("other", "laplace", "classification"), Outcome(0.5))
+    page.sort(list(itertools.product(("net", "other"), ("laplace", "last layer"), ("regression", "classification"))))
     for _ in range(2):
         page.write(path)
     text = path.read_text()
     assert text.startswith("# Verifications\n\n| a |\n")
     assert text.count("## Networks with difficult derivatives") == 1
+    assert "| network | laplace | last layer |" in text
+    assert text.index("| net |") < text.index("| other |")
     assert "| net | 3.0e-09 | NoLastLayerError |" in text
-    assert "| other | 5.0e-01, raw RuntimeError | – |" in text
+    assert "| other | 5.0e-01, raw RuntimeError | 5.0e-01 |" in text
