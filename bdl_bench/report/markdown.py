@@ -62,7 +62,7 @@ def _what_was_run(report: Report) -> list[str]:
         f"Made {report.created}. Seeds: {seeds}. The network was trained once per task and seed. Every method "
         f"starts from this network, except methods that train their own. {settings}",
         "",
-        *_numbers(("method", "what it is"), ((_escaped(m), _escaped(s)) for m, s in report.methods.items())),
+        *markdown_table(("method", "what it is"), ((_escaped(m), _escaped(s)) for m, s in report.methods.items())),
     ]
 
 

@@ -188,7 +188,8 @@ def _nearest_of(methods: Sequence[str], evidence: Evidence) -> str:
     if quick == nearest:
         return text
     times = in_seconds(seconds[nearest]), in_seconds(seconds[quick])
-    return f"{text} ({times[0]}); {quick} is the nearest of the quick ones ({times[1]})"
+    within = f"that take at most {_QUICK} times as long as the cheapest of them"
+    return f"{text} ({times[0]}); {quick} ({times[1]}) is the nearest of those {within}"
 
 
 def _cheapest(methods: Collection[str], evidence: Evidence) -> str:
@@ -197,16 +198,18 @@ def _cheapest(methods: Collection[str], evidence: Evidence) -> str:
 
 def _predicts_best(found: Overall) -> Answer:
     rest = [m for m in found.not_worse_than_best if m != found.best]
-    head = f"{found.best}: {_metric(found)} {number(found.means[found.best])}"
+    about = " (a reference, not a method to use)" if found.best == POSTERIOR else ""
+    head = f"{found.best}{about}: {_metric(found)} {number(found.means[found.best])}"
     if found.baseline is not None and found.best != found.baseline:
         head += f", {_gain(found, found.tests.baseline_differences[found.best])}"
     if found.n_seeds < FEWEST_SEEDS:
         tail = "Not tested."
     elif len(rest) == len(found.means) - 1:
-        tail = "No other method is significantly worse." if _all_tested(found) else "Some pairs could not be tested."
+        none = "No other method is significantly worse than it."
+        tail = none if _all_tested(found) else "Some pairs could not be tested."
     else:
-        all_others = _all_others(found).capitalize()
-        tail = f"Not significantly worse: {join_names(rest)}." if rest else f"{all_others} are significantly worse."
+        worse = f"{_all_others(found).capitalize()} are significantly worse."
+        tail = f"Not significantly worse than it: {join_names(rest)}." if rest else worse
     return Answer("Predicts best", f"{head}. {tail}")
 
 
