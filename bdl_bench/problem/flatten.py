@@ -36,8 +36,8 @@ def flat_rows(
     Raises:
         DataError: for soft targets of classes, and for targets of other kinds that `likelihood.given` leaves out.
     """
-    if targets is not None and prediction.kind != "classification":
-        check_none_missing(targets, likelihood)
+    if targets is not None:
+        check_none_missing(targets, likelihood, kind=prediction.kind)
     if targets is not None and prediction.kind == "classification" and targets.is_floating_point():
         raise DataError(
             "class indices as the targets of scored rows; soft targets are for training rows",
@@ -80,7 +80,7 @@ def _of_rows(name: str, values: Tensor) -> Tensor:
 
 def _at_positions(positions: Sites, name: str, values: Tensor) -> Tensor:
     if name == "entropy":  # (B, ...), one number per position
-        return values.flatten(1)[positions.kept]
+        return values.reshape(positions.kept.shape)[positions.kept]
     if name == "samples":  # (S, B, ...)
         return positions.by_site(values.flatten(2))[:, positions.kept]
     return positions.by_site(values.flatten(1))[positions.kept]

@@ -240,8 +240,8 @@ class SplitConformal:
         if likelihood is not None:
             likelihood.check_targets(predicted.mean, y)
         ((prediction, y),) = ValidationPredictions.of(predicted, y).parts
+        check_none_missing(y, likelihood, kind=prediction.kind)
         if prediction.kind == "regression":
-            check_none_missing(y, likelihood)
             target = _in_target_units(likelihood, y)
             std = prediction.std if self._score_of(prediction.kind) == "scaled_residual" else torch.ones_like(y)
             scores = scaled_residuals(target, prediction.mean, std)

@@ -78,8 +78,7 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
         DataError: if the shapes of predictions and targets differ, or if some targets of a regression or of binary
             outputs are missing, by `likelihood.given`.
     """
-    if prediction.kind != "classification":
-        check_none_missing(targets, likelihood)
+    check_none_missing(targets, likelihood, kind=prediction.kind)
     if prediction.kind == "regression":
         return _gaussian(prediction, targets)
     if prediction.kind == "binary":
@@ -90,17 +89,18 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
     return _categorical(log_probs_of(prediction).movedim(prediction.class_dim, -1), targets, likelihood)
 
 
-def check_none_missing(targets: Tensor, likelihood: Likelihood | None) -> None:
+def check_none_missing(targets: Tensor, likelihood: Likelihood | None, *, kind: str) -> None:
     """Check that rows to score have a target for every output, since scores would count missing ones as observed.
 
     Args:
-        targets: targets of regression or of binary outputs, (B, ...).
+        targets: targets (B, ...).
         likelihood: the likelihood; None if it is not known, and nothing can be checked.
+        kind: that of the prediction. Scores of a "classification" know which labels count, so that nothing is checked.
 
     Raises:
-        DataError: if a custom likelihood leaves out some targets, by `given`.
+        DataError: if a custom likelihood of another kind leaves out some targets, by `given`.
     """
-    if likelihood is not None and likelihood.given(targets) is not likelihood:
+    if kind != "classification" and likelihood is not None and likelihood.given(targets) is not likelihood:
         raise DataError(
             "rows to score with a target for every output",
             received=f"targets of which {type(likelihood).__name__}.given leaves some out",

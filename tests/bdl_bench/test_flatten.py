@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bdl_bench.problem.flatten import flat_rows
+from bdl_bench.problem.flatten import flat_rows, row_of_each
 from estimators import Bernoulli, Categorical, Gaussian
 from estimators.errors import DataError
 from estimators.likelihoods import CausalTokens
@@ -83,6 +83,21 @@ def test_one_class_a_row_is_left_as_it_is():
     assert torch.equal(targets, labels)
     for name in ("mean", "epistemic_variance", "probs", "entropy", "samples"):
         assert torch.equal(getattr(flat, name), getattr(prediction, name)), name
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_one_class_a_row_is_left_out_where_the_label_is_ignored(sampled):
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    samples = torch.randn(7, 5, 3, generator=generator, dtype=torch.float64) if sampled else None
+    labels = torch.tensor([2, -100, 0, 1, -100])
+    prediction = Categorical().predict(mean, torch.ones_like(mean), samples)
+    flat, targets = flat_rows(prediction, labels, Categorical())
+    kept = [0, 2, 3]
+    assert targets.tolist() == [2, 0, 1]
+    torch.testing.assert_close(flat.probs, prediction.probs[kept])
+    torch.testing.assert_close(flat.entropy, prediction.entropy[kept])
+    assert row_of_each(prediction, labels, Categorical()).tolist() == kept
 
 
 @pytest.mark.parametrize("likelihood", [Gaussian(sigma_noise=0.6), Bernoulli()])
