@@ -47,6 +47,7 @@ class Overall:
         n_all_tasks: number of tasks of the report; others than `tasks` have other first metrics.
         has_copies: whether a task with that number has more seeds, of which some have identical predictions.
         left_out: methods without a mean over these tasks: they miss a task or seed, or a value is not finite.
+        fewest_seeds: names of the tasks with `n_seeds` distinct seeds, if others have more.
     """
 
     tasks: list[str]
@@ -59,6 +60,7 @@ class Overall:
     n_all_tasks: int = 1
     has_copies: bool = False
     left_out: Sequence[str] = ()
+    fewest_seeds: Sequence[str] = ()
 
     @property
     def best(self) -> str:
@@ -138,6 +140,7 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         if m != BASELINE and BASELINE in methods
     }
     n_seeds = min(t.design.n_distinct for t in group)
+    fewest = [t.name for t in group if t.design.n_distinct == n_seeds]
     return Overall(
         [t.name for t in group],
         metric,
@@ -154,6 +157,7 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         len(tasks),
         any(t.design.n_distinct == n_seeds < len(t.design.seeds) for t in group),
         [m for m in _all_methods(tasks) if m not in means],
+        fewest if len(fewest) < len(group) else [],
     )
 
 

@@ -87,8 +87,9 @@ def recommendation(found: Overall, evidence: Evidence) -> Recommendation:
     usable = found.without(POSTERIOR)
     answers = [_predicts_best(found), _nearest(evidence), _cost(usable, evidence)]
     if found.n_seeds < FEWEST_SEEDS:
+        of = f" of {join_names(found.fewest_seeds)}" if found.fewest_seeds else ""
         reason = (
-            f"{found.n_seeds} distinct seed{'' if found.n_seeds == 1 else 's'} cannot be tested. Best "
+            f"{found.n_seeds} distinct seed{'' if found.n_seeds == 1 else 's'}{of} cannot be tested. Best "
             f"{_metric(found)}: {usable.best}; the order of the methods may be chance. {_for_more_seeds(found)}"
         )
         return Recommendation(None, "No recommendation yet.", reason, answers)

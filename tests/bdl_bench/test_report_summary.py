@@ -261,6 +261,15 @@ def test_seeds_that_are_copies_are_not_advised_to_be_more(write_record, tmp_path
     assert found.recommendation.reason.endswith(advice)
 
 
+@pytest.mark.parametrize(("seeds", "words"), [({"a": 3, "b": 1}, "1 distinct seed of b cannot be tested. "),
+                                               ({"a": 1, "b": 1}, "1 distinct seed cannot be tested. ")])  # fmt: skip
+def test_the_task_with_too_few_seeds_is_named(write_record, tmp_path, seeds, words):
+    for task, n in seeds.items():
+        for seed, method in itertools.product(range(n), ("map", "laplace")):
+            write_record(task, method, seed, scale=0.1 * len(method))
+    assert build(tmp_path).summary.recommendation.reason.startswith(words)
+
+
 def test_a_recommendation_says_for_which_tasks_it_is_if_not_for_all(write_record, tmp_path):
     for seed, method in itertools.product(range(3), ("laplace", "ensemble", "map")):
         for task, kind in (("c", "classification"), ("r", "regression")):
