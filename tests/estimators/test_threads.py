@@ -21,7 +21,7 @@ from estimators.errors import EstimatorError
 from estimators.testing import CASES
 
 ROWS = {**POSTERIORS, **BASELINES}
-THREADS, QUERIES = 8, 200  # queries per thread under the whole load
+THREADS, QUERIES = 8, 50  # queries per thread under the whole load: 10 s for each estimator
 SHORT_LOAD = 20
 SOLVES = {name for name in ROWS if "cg" in name or "pointwise" in name or "signed" in name}  # at every query: slow
 MAIN = ("last layer", "draws")  # under some load by default, too
