@@ -22,11 +22,13 @@ _ROWS_ALONE = 3
 """Rows of each batch that are computed alone. A branch on the mean of a batch shows at every other row."""
 _STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
 _DEFAULT_STEPS = (1e-3, 1e-2)
-"""Displacements of the weights in finite differences, relative to their mean size, by dtype; the best counts."""
+"""Displacements in finite differences, relative to the mean size of each parameter, by dtype; the best counts."""
+_SMALLEST_SHARE = 0.1
+"""Smallest displacement of a parameter, relative to the median of the mean sizes of all parameters."""
 _MOST_AT_KINKS = 0.05
 """Largest share of rows at a kink with which a network can be refitted."""
 _AWAY_FROM_KINKS = 0.03
-"""Distance from the weights to where finite differences are taken a second time, relative to their mean size.
+"""Distance from the weights to where finite differences are taken a second time, relative to their mean sizes.
 
 About one fit in 40 on networks 8-50-1 has a row so close to the kink of a ReLU that the smallest step crosses it.
 """
@@ -149,9 +151,16 @@ def check_displaced_outputs(network: Network, x: PyTree, *, refits: bool = False
 
 
 def _direction(network: Network) -> Tensor:
-    """A random direction in the size of the weights, (P,)."""
-    theta = network.theta
-    return network.check.random(theta) * theta.abs().mean().clamp_min(1e-3)
+    """A random direction (P,), in each parameter of its own mean size.
+
+    Weights may be of very different sizes: the last layer of a regression on house prices has numbers of 10⁵, and a
+    step of their size in the other layers would leave the linear range.
+    """
+    parts = network.theta.split(network.subset.sizes)
+    sizes = torch.stack([part.abs().mean() for part in parts])
+    floor = (_SMALLEST_SHARE * sizes.median()).clamp_min(1e-3)  # biases that were started at 0 move, too
+    scale = torch.cat([size.expand(len(part)) for size, part in zip(sizes.clamp_min(floor), parts, strict=True)])
+    return network.check.random(network.theta) * scale
 
 
 def _share_at_kinks(network: Network, x: PyTree, g: Tensor, tolerance: float) -> float:

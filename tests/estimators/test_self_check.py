@@ -307,6 +307,18 @@ def test_a_row_beside_the_kink_of_a_relu_does_not_stop_a_refit(distance):
     check_displaced_outputs(Network(model, list(dict(model.named_parameters()))), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1e-4, 1.0, 2e5])
+def test_weights_of_very_different_sizes_are_displaced_in_their_own_size(size, dtype):
+    """As of a regression on house prices: steps in the size of the last layer are large ones elsewhere."""
+    model = network(Plain).to(dtype)
+    with torch.no_grad():
+        model.head.weight.mul_(size)
+        model.head.bias.add_(1).mul_(size)
+    names, x = list(dict(model.named_parameters())), rows()[0][0].to(dtype)
+    check_displaced_outputs(Network(model, names), x, refits=True)
+
+
 class Sorted(Plain):
     """Two of seven rows have equal units, so that a small change of the weights exchanges them."""
 
