@@ -121,9 +121,13 @@ class SampleANormErrors:
 
     @property
     def dimensions(self) -> Tensor:
-        """uᵀGu of each draw, (K,); its mean is the effective dimension."""
-        dimensions: Tensor = (self.terms[:, 2] - self.terms[:, 3]).clamp_min(sys.float_info.min)
-        return dimensions
+        """uᵀGu of each draw, (K,); its mean is the effective dimension.
+
+        It is the difference uᵀAu − Σδu², and at least the round-off of both, where the data constrain nothing.
+        """
+        quadratic, prior_part = self.terms[:, 2], self.terms[:, 3]
+        round_off = torch.finfo(self.terms.dtype).eps * quadratic.clamp_min(sys.float_info.min)
+        return torch.maximum(quadratic - prior_part, round_off)
 
     @property
     def error(self) -> ANormError:

@@ -36,4 +36,4 @@ def relative_error(estimate: MonteCarloVariance, objective: Objective, a_norm_er
     tiny = torch.finfo(objective.theta.dtype).tiny
     ratios = torch.cat([(estimate.standard_error(x) / estimate.variance(x).clamp_min(tiny)).flatten() for x in rows])
     solver = 0.0 if a_norm_error is None else a_norm_error.clipped
-    return math.sqrt(float(ratios.double().square().mean()) + solver**2)
+    return math.hypot(float(ratios.double().square().mean().sqrt()), solver)

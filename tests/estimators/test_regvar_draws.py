@@ -18,6 +18,7 @@ from estimators import (
     RegVar,
 )
 from estimators.errors import ModelError, NotConvergedWarning, OptionError, UnsupportedError
+from estimators.regvar.a_norm_error import SampleANormErrors
 from estimators.regvar.rao_blackwell import find_rao_blackwell_block
 from estimators.training import Recipe
 
@@ -242,3 +243,22 @@ def test_parameters_without_a_prior_are_drawn_too():
 def test_bad_options_are_rejected(bad):
     with pytest.raises(OptionError, match=str(next(iter(bad.values())))):
         PosteriorDraws(**bad)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_draws_of_weights_that_the_data_say_nothing_about_have_a_finite_error(scale):
+    """Beside a last layer of zeros all other weights keep their prior: their effective dimension is 0."""
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    nn.init.zeros_(model[2].weight)
+    x = scale * torch.randn(11, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    loader = [(x[:4], x[:4, :1]), (x[4:], x[4:, :1])]
+    regvar = RegVar(model, "regression", prior_precision=2.0, solver=FineTune()).fit(loader)
+    exact = LinearizedLaplace(model, "regression", prior_precision=2.0).fit(loader)
+    torch.testing.assert_close(regvar.variance(x), exact.variance(x), rtol=1e-8, atol=0)
+    assert math.isfinite(regvar.relative_error_)
+
+
+def test_the_error_per_dimension_is_in_units_of_round_off_where_there_is_no_dimension():
+    terms = torch.tensor([[5 * (1 + 1e-15), 5.0, 5.0, 5.0, 1e-14]], dtype=torch.float64)
+    error = SampleANormErrors(terms, 5.0).error
+    assert 0 < error.clipped < 10
