@@ -27,6 +27,7 @@ from estimators.option_checks import checked_choice, checked_flag, checked_insta
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
 from estimators.regvar.a_norm_error import SampleANormErrors
+from estimators.regvar.exact_draws import ExactDraws
 from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
 from estimators.regvar.perturbation import Perturbation
@@ -68,7 +69,8 @@ class RegVar(UncertaintyEstimator):
             PosteriorDraws; None for PosteriorDraws().
         solver: NewtonRefit, FineTune, LinearResponse, or "auto". With posterior draws, "auto" is LinearResponse with a
             Krylov space that grows until the variance is accurate to `rtol`; a space that spans all weights of a small
-            network gives the exact variance. If no such space fits into memory, it is LinearResponse(), whose error is
+            network gives the exact variance, and so does a Cholesky factor of A for up to 6,144 parameters and few
+            outputs, where it takes less time. If no such space fits into memory, it is LinearResponse(), whose error is
             estimated without probes; if that does not fit either, FineTune(). `solver_` says which one was selected
             and why.
         rtol: relative root-mean-square error of the variance, over rows and outputs, to reach with solver="auto". The
@@ -363,13 +365,13 @@ class RegVar(UncertaintyEstimator):
         x = self._prepare_query(x)
         self._check_no_graph(x, "variance_bounds")
         shape = self._check_query(x)
-        if not isinstance(self.variance_estimate_, (InterpolatedBounds, MeasuredBounds)):
+        if not isinstance(self.variance_estimate_, (InterpolatedBounds, MeasuredBounds, ExactDraws)):
             raise UnsupportedError(
                 "posterior draws with the bounds of a Krylov space",
                 received=f"{self.regularizer!r} by {self.solver!r}",
                 remedy='regularizer=PosteriorDraws(variance_estimate="bounds"), solver=LinearResponse().',
             )
-        lower, upper = self.variance_estimate_.bounds.variance(x)
+        lower, upper = self.variance_estimate_.variance_bounds(x)
         return self._to_output_dtype(lower).reshape(shape), self._to_output_dtype(upper).reshape(shape)
 
     @exclusively
@@ -404,6 +406,8 @@ class RegVar(UncertaintyEstimator):
         x = self._prepare_query(x)
         self._check_query(x)
         estimate = self.variance_estimate_
+        if isinstance(estimate, ExactDraws):  # nothing to refine
+            return copy(self)
         if not isinstance(estimate, MeasuredBounds):
             raise UnsupportedError(
                 'a fit with a measured Krylov space: PosteriorDraws by solver="auto"',

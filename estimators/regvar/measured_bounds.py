@@ -146,6 +146,10 @@ class MeasuredBounds(MonteCarloVariance):
     def variance(self, x: PyTree) -> Tensor:
         return self.accuracy.estimate(self.bounds.variances(x))
 
+    def variance_bounds(self, x: PyTree) -> Bounds:
+        """Return lower and upper bound of the variance, (M, C) each."""
+        return self.bounds.variance(x)
+
     def covariance(self, x: PyTree) -> Tensor:
         """Return the mean of both bounds with the estimated variance on the diagonal."""
         lower, upper = self.bounds.covariance(x)

@@ -15,7 +15,7 @@ from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree, select_rows
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
-from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.bounds import Bounds, VarianceBounds
 from estimators.regvar.probe_rows import random_training_rows
 from estimators.regvar.rao_blackwell import ComposedBlock, RaoBlackwellBlock
 from estimators.regvar.variance_estimate import VarianceEstimate
@@ -184,6 +184,10 @@ class InterpolatedBounds(MonteCarloVariance):
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
         return torch.lerp(lower, upper, self.interpolation.weight)
+
+    def variance_bounds(self, x: PyTree) -> Bounds:
+        """Return lower and upper bound of the variance, (M, C) each."""
+        return self.bounds.variance(x)
 
     def covariance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.covariance(x)

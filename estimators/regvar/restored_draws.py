@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from estimators.curvature.dense.cholesky import DensePrecision
 from estimators.models.network import Network
 from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.exact_draws import ExactDraws
 from estimators.regvar.measured_bounds import MeasuredAccuracy, MeasuredBounds
 from estimators.regvar.monte_carlo import BoundInterpolation, ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
 from estimators.regvar.rao_blackwell import RaoBlackwellBlock
@@ -23,6 +25,8 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
         else RaoBlackwellBlock.restored(network, tensors["block"], learned["last_layer"])
     )
     draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
+    if "cholesky" in tensors:
+        return ExactDraws(draws, DensePrecision.factored(tensors["cholesky"]))
     if "accuracy" in learned:
         accuracy = MeasuredAccuracy.restored(learned["accuracy"])
         bounds = VarianceBounds.restored(network, tensors, block, accuracy.leading)

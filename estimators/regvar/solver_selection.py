@@ -5,6 +5,7 @@ from __future__ import annotations
 from estimators.objective.objective import Objective
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
 from estimators.regvar.solvers import FineTune, LinearResponse, Solver
+from estimators.regvar.solvers.dense_response import DenseResponse
 from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance
 
 __all__ = ["select_solver"]
@@ -34,6 +35,8 @@ def select_solver(
     if not regularizer.has_bounds(objective):
         why = "some prior_precision is 0" if regularizer.variance_estimate == "auto" else "of variance_estimate"
         return LinearResponse(), f"no bounds of the variance to measure an error with, since {why}"
+    if DenseResponse.suits(objective):
+        return DenseResponse(), "which takes less time than a Krylov space for so few parameters and outputs"
     if LinearResponseToTolerance.fits(objective, regularizer.n_draws):
         return LinearResponseToTolerance(rtol, regularizer.seed), "a Krylov space that can be measured fits into memory"
     theta = objective.theta

@@ -15,6 +15,7 @@ from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_choice, checked_integer, checked_seed
 from estimators.regvar.bounds import BoundsOf, VarianceBounds
+from estimators.regvar.exact_draws import ExactDraws
 from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import (
     BoundInterpolation,
@@ -150,6 +151,8 @@ class PosteriorDraws(Regularizer):
     ) -> MakeEstimate:
         def make(solution: Solution) -> MonteCarloVariance:
             draws = MonteCarloVariance(objective.network, solution.displacement, block, reason)
+            if solution.precision is not None:
+                return ExactDraws(draws, solution.precision)
             if solution.accuracy is not None and solution.space is not None:
                 bounds = bounds_of(solution.space, solution.accuracy.leading(solution.space.rank))
                 return MeasuredBounds(draws, bounds, solution.accuracy)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from estimators.curvature.dense.cholesky import DensePrecision
 from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import EstimatorError, ModelError
 from estimators.models.derivative_routes import FAILURES
@@ -60,6 +61,7 @@ class Solution:
         a_norm_errors: A-norm errors of posterior draws, if the solver knows them.
         space: the Krylov space of the solve, if the solver has one.
         accuracy: the measured accuracy of the bounds from this space, if the solver measures it.
+        precision: A with its Cholesky factor, if the solver has one.
     """
 
     displacement: Tensor
@@ -67,6 +69,7 @@ class Solution:
     a_norm_errors: SampleANormErrors | None = None
     space: KrylovSpace | None = None
     accuracy: MeasuredAccuracy | None = None
+    precision: DensePrecision | None = None
 
 
 class Solver(ABC):
