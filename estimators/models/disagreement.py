@@ -31,21 +31,23 @@ class Disagreement:
     Attributes:
         error: the relative error, without a unit; NaN if the derivative is not finite.
         name: the parameter with the largest error; None if the error is not of one parameter.
+        allowance: the round-off of this kind of derivative, in units of that of first derivatives.
     """
 
     error: float
     name: str | None
+    allowance: float = 1.0
 
     def within(self, tolerance: float) -> bool:
         """Return whether the error is round-off.
 
         Args:
-            tolerance: the largest relative error that counts as round-off.
+            tolerance: the largest relative error of a first derivative that counts as round-off.
 
         Returns:
-            True if the error is at most `tolerance`; False for NaN.
+            True if the error is at most `allowance` times `tolerance`; False for NaN.
         """
-        return self.error <= tolerance
+        return self.error <= self.allowance * tolerance
 
     def __str__(self) -> str:
         parameter = "" if self.name is None else f", most in {self.name!r}"

@@ -23,8 +23,8 @@ _ROWS_ALONE = 3
 _STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
 _DEFAULT_STEPS = (1e-3, 1e-2)
 """Displacements in finite differences, relative to the mean size of each parameter, by dtype; the best counts."""
-_SMALLEST_SHARE = 0.1
-"""Smallest displacement of a parameter, relative to the median of the mean sizes of all parameters."""
+_SIZE_OF_ZEROS = 1e-3
+"""The size of parameters that are all 0."""
 _MOST_AT_KINKS = 0.05
 """Largest share of rows at a kink with which a network can be refitted."""
 _AWAY_FROM_KINKS = 0.03
@@ -151,16 +151,19 @@ def check_displaced_outputs(network: Network, x: PyTree, *, refits: bool = False
 
 
 def _direction(network: Network) -> Tensor:
-    """A random direction (P,), in each parameter of its own mean size.
+    """A random direction (P,), in each parameter of its own mean size, and at least of that of the smallest matrix.
 
     Weights may be of very different sizes: the last layer of a regression on house prices has numbers of 10⁵, and a
-    step of their size in the other layers would leave the linear range.
+    step of their size in the other layers would leave the linear range. Biases and factors that are 0 move as well.
     """
-    parts = network.theta.split(network.subset.sizes)
-    sizes = torch.stack([part.abs().mean() for part in parts])
-    floor = (_SMALLEST_SHARE * sizes.median()).clamp_min(1e-3)  # biases that were started at 0 move, too
+    subset, theta = network.subset, network.theta
+    parts = theta.split(subset.sizes)
+    sizes = torch.stack([part.abs().mean() if len(part) else part.new_zeros(()) for part in parts])
+    is_matrix = torch.tensor([len(shape) > 1 for shape in subset.shapes.values()], device=sizes.device)
+    known = sizes[is_matrix & (sizes > 0)] if bool((is_matrix & (sizes > 0)).any()) else sizes[sizes > 0]
+    floor = known.min() if len(known) else sizes.new_tensor(_SIZE_OF_ZEROS)
     scale = torch.cat([size.expand(len(part)) for size, part in zip(sizes.clamp_min(floor), parts, strict=True)])
-    return network.check.random(network.theta) * scale
+    return network.check.random(theta) * scale
 
 
 def _share_at_kinks(network: Network, x: PyTree, g: Tensor, tolerance: float) -> float:

@@ -15,6 +15,7 @@ displaced. `function_checks` has the last two statements.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -46,6 +47,8 @@ _UNDERFLOW = 1e-30
 """The largest gradient that a narrower dtype may round to 0."""
 _CANCELLATION = 1e-4
 """Size of a gradient, relative to one with other weights of the rows, below which its rows cancel."""
+_CANCELLED = 1e3
+"""Largest error of a second derivative whose terms cancel, in units of eps times its usual size."""
 OUTPUTS, DISPLACED = "outputs", "displaced weights"
 """Names in the report of the comparisons that are not of a derivative."""
 
@@ -242,7 +245,8 @@ class SelfCheck:
         with self.counted():
             usual = self.reference.vjp(x, (weights * u)[None], names)[0]
         size, usual_size = float(g.double().norm()), float(usual.double().norm())
-        return replace(found, error=found.error * size / usual_size) if _cancels(g, usual) else found
+        cancels = size < _CANCELLATION * usual_size
+        return replace(found, error=found.error * size / usual_size) if cancels else found
 
     def cotangent_and_gradient(self, x: PyTree, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The cotangent u (B, C) that a function makes from the outputs f (B, C), and Jᵀu (P,) by plain autograd.
@@ -281,21 +285,19 @@ class SelfCheck:
         Args:
             product: H v.
             expected: H v by plain autograd.
-            usual: computes H r (P,) of the `unsaturated` loss, for a random r with the norm of v. H v consists of
-                round-off if it is small beside this: Λ = p − p² or J v cancels. Its error is then measured in units
-                of `usual`.
+            usual: computes H r (P,) of the `unsaturated` loss, for a random r with the norm of v. Where Λ = p − p² or
+                J v cancels, H v is round-off, of the size of eps times this.
         """
         self._note_gradient(expected, expected)
         found = largest_parameter_error(self.subset.entries, product, expected)
-        found = replace(found, error=found.error / _SECOND_DERIVATIVES)
+        found = replace(found, allowance=_SECOND_DERIVATIVES)
         if found.within(self.tolerance()):
             return found
         with self.counted():
-            usual_product = usual()
-        if _cancels(expected, usual_product):
-            error = float((product.double() - expected.double()).norm())
-            return replace(found, error=error / float(usual_product.double().norm()) / _SECOND_DERIVATIVES)
-        return found
+            size = float(usual().double().norm())
+        error = float((product.double() - expected.double()).norm())
+        is_round_off = error <= _CANCELLED * torch.finfo(expected.dtype).eps * size < math.inf
+        return replace(found, error=error / size if size else 0.0) if is_round_off else found
 
     def _compared(
         self,
@@ -370,11 +372,6 @@ class SelfCheck:
             received=f"NaN or Inf in the gradient of {listed}",
             remedy="look for sqrt, norm, log or a division at 0 in forward, and add a small constant inside it.",
         )
-
-
-def _cancels(g: Tensor, usual: Tensor) -> bool:
-    """Whether g (P,) is so small beside `usual` (P,) that it consists of round-off."""
-    return float(g.double().norm()) < _CANCELLATION * float(usual.double().norm())
 
 
 def unsaturated(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

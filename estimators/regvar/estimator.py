@@ -244,7 +244,7 @@ class RegVar(UncertaintyEstimator):
         error = self.fit_report_.relative_error
         if self.solver == "auto" and error is not None and error > self.rtol:
             estimate = self.variance_estimate_
-            round_off = estimate.accuracy.round_off if isinstance(estimate, MeasuredBounds) else 0.0
+            round_off = estimate.round_off if isinstance(estimate, (MeasuredBounds, ExactDraws)) else 0.0
             remedy = (
                 "PosteriorDraws with more draws, refine(x) for the rows that matter, a subset_of_weights, or a larger "
                 "rtol."
@@ -319,9 +319,9 @@ class RegVar(UncertaintyEstimator):
     def standard_error(self, x: PyTree) -> Tensor:
         """Return an estimate of the standard error of `variance`.
 
-        For solver="auto" with a measured space it is `relative_error_` times the variance. For `LinearResponse` it is
-        the error of the interpolation weight from a finite number of draws, if the variance is interpolated between
-        bounds. Otherwise it is the Monte Carlo error of the draws.
+        For solver="auto" with a measured space or a Cholesky factor it is `relative_error_` times the variance. For
+        `LinearResponse` it is the error of the interpolation weight from a finite number of draws, if the variance is
+        interpolated between bounds. Otherwise it is the Monte Carlo error of the draws.
 
         Args:
             x: M query rows.
@@ -341,6 +341,8 @@ class RegVar(UncertaintyEstimator):
     @exclusively
     def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
         """Return bounds of the exact variance J A⁻¹ Jᵀ, from the Krylov space in which the draws were solved.
+
+        If A was factored (`solver_`), both are the exact variance.
 
         Args:
             x: M query rows.
@@ -378,6 +380,8 @@ class RegVar(UncertaintyEstimator):
     def refine(self, x: PyTree, *, rtol: float | None = None) -> Self:
         """Return a fit whose variance at the rows of x is accurate to rtol for certain.
 
+        A fit by a Cholesky factor of A is exact already, and returned as it is.
+
         Outputs whose bounds are further apart are added to the Krylov space as right-hand sides. The space is recycled,
         so that each needs few products. Other rows profit, too; this fit does not change. A calibration is kept.
 
@@ -406,15 +410,15 @@ class RegVar(UncertaintyEstimator):
         x = self._prepare_query(x)
         self._check_query(x)
         estimate = self.variance_estimate_
-        if isinstance(estimate, ExactDraws):  # nothing to refine
-            return copy(self)
-        if not isinstance(estimate, MeasuredBounds):
+        if not isinstance(estimate, (MeasuredBounds, ExactDraws)):
             raise UnsupportedError(
                 'a fit with a measured Krylov space: PosteriorDraws by solver="auto"',
                 received=f"{self.regularizer!r} by {self.solver_}",
                 remedy='solver="auto"; a network for which no space fits needs a subset_of_weights.',
             )
         rtol = self.rtol if rtol is None else checked_number("rtol", rtol, above=0, remedy="0.01.")
+        if isinstance(estimate, ExactDraws):  # nothing to refine
+            return copy(self)
         objective, accuracy = self.refit_objective_, estimate.accuracy
         with objective.network.pass_counter.phase("refine"):
             space = refined_space(objective, estimate.bounds, x, rtol)
@@ -462,7 +466,7 @@ class RegVar(UncertaintyEstimator):
 
         With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for, if a
         space for this fits into memory (`solver_`); each output counts equally, whatever its scale. If A is
-        ill-conditioned, it contains an estimate of the round-off.
+        ill-conditioned, it contains an estimate of the round-off, which is all of it if A has been factored.
         It is the error of single outputs. That of their differences, and of `variance(x, of=...)`, can be larger;
         `refine(x)` makes both accurate at x. With other solvers it is the Monte Carlo standard error together with the
         A-norm error of the draws.

@@ -21,18 +21,20 @@ class ExactDraws(MonteCarloVariance):
     Args:
         draws: the posterior draws.
         precision: A with its Cholesky factor.
+        round_off: relative error that round-off may cause, from the condition number of A.
     """
 
-    def __init__(self, draws: MonteCarloVariance, precision: DensePrecision) -> None:
+    def __init__(self, draws: MonteCarloVariance, precision: DensePrecision, round_off: float) -> None:
         super().__init__(draws.network, draws.displacement, draws.block, draws.rao_blackwell)
-        self.precision = precision
+        self.precision, self.round_off = precision, round_off
 
     def state(self) -> Learned:
         tensors, learned = super().state()
-        return {**tensors, "cholesky": self.precision.cholesky}, learned
+        about = {"allows_float32": self.precision.allows_float32, "round_off": self.round_off}
+        return {**tensors, "cholesky": self.precision.cholesky}, {**learned, **about}
 
     def compose(self, of: Functional) -> ExactDraws:
-        return ExactDraws(super().compose(of), self.precision)
+        return ExactDraws(super().compose(of), self.precision, self.round_off)
 
     def variance(self, x: PyTree) -> Tensor:
         return self.precision.variance_at(self.network, x)
@@ -54,5 +56,5 @@ class ExactDraws(MonteCarloVariance):
         return torch.einsum("mpc,npd->mcnd", white, white).to(jacobian.dtype)
 
     def standard_error(self, x: PyTree) -> Tensor:
-        """Return zeros, (M, C): the variance is not random."""
-        return torch.zeros_like(self.network.outputs(x))
+        """Return `round_off` times the variance, (M, C): nothing else is uncertain."""
+        return self.round_off * self.variance(x)

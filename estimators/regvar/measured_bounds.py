@@ -135,6 +135,11 @@ class MeasuredBounds(MonteCarloVariance):
         super().__init__(draws.network, draws.displacement, draws.block, draws.rao_blackwell)
         self.bounds, self.accuracy = bounds, accuracy
 
+    @property
+    def round_off(self) -> float:
+        """The relative error that round-off may cause at rows other than the probes."""
+        return self.accuracy.round_off
+
     def state(self) -> Learned:
         tensors, learned = super().state()
         return {**tensors, **self.bounds.state()}, {**learned, "accuracy": asdict(self.accuracy)}

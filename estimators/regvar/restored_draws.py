@@ -26,7 +26,8 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     )
     draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
     if "cholesky" in tensors:
-        return ExactDraws(draws, DensePrecision.factored(tensors["cholesky"]))
+        precision = DensePrecision.factored(tensors["cholesky"], allows_float32=learned["allows_float32"])
+        return ExactDraws(draws, precision, learned["round_off"])
     if "accuracy" in learned:
         accuracy = MeasuredAccuracy.restored(learned["accuracy"])
         bounds = VarianceBounds.restored(network, tensors, block, accuracy.leading)

@@ -36,7 +36,7 @@ def select_solver(
         why = "some prior_precision is 0" if regularizer.variance_estimate == "auto" else "of variance_estimate"
         return LinearResponse(), f"no bounds of the variance to measure an error with, since {why}"
     if DenseResponse.suits(objective):
-        return DenseResponse(), "which takes less time than a Krylov space for so few parameters and outputs"
+        return DenseResponse(rtol, regularizer.seed), "so few parameters and outputs that a dense A takes less time"
     if LinearResponseToTolerance.fits(objective, regularizer.n_draws):
         return LinearResponseToTolerance(rtol, regularizer.seed), "a Krylov space that can be measured fits into memory"
     theta = objective.theta

@@ -23,6 +23,10 @@ class DensePrecision(Precision):
         smallest: a lower bound of the eigenvalues of A, 0 if none is known. Queries in float32 are solved in float32
             if it shows that A is conditioned well enough; their variances were within 8e-7 of those in float64.
 
+    Attributes:
+        cholesky: L (P, P).
+        allows_float32: whether it does.
+
     Raises:
         IndefiniteHessianError: A is not positive definite, or fails `check_condition`.
     """
@@ -31,15 +35,15 @@ class DensePrecision(Precision):
         if check_condition:
             _check_condition(matrix)
         self.cholesky = _factor(matrix)
-        self._allows_float32 = float(matrix.norm()) <= WELL_CONDITIONED * smallest  # ‖A‖_F ≥ its largest eigenvalue
+        self.allows_float32 = float(matrix.norm()) <= WELL_CONDITIONED * smallest  # ‖A‖_F ≥ its largest eigenvalue
         self._float32: Tensor | None = None
 
     @classmethod
-    def factored(cls, cholesky: Tensor) -> DensePrecision:
+    def factored(cls, cholesky: Tensor, *, allows_float32: bool = False) -> DensePrecision:
         """A from its Cholesky factor L (P, P)."""
         precision = cls.__new__(cls)
         precision.cholesky = cholesky
-        precision._allows_float32, precision._float32 = False, None
+        precision.allows_float32, precision._float32 = allows_float32, None
         return precision
 
     def solve(self, vectors: Tensor) -> Tensor:
@@ -62,7 +66,7 @@ class DensePrecision(Precision):
 
     def _factor_for(self, dtype: torch.dtype) -> Tensor:
         """L in the dtype in which queries of `dtype` are solved."""
-        if not self._allows_float32 or dtype != torch.float32:
+        if not self.allows_float32 or dtype != torch.float32:
             return self.cholesky
         if self._float32 is None:
             self._float32 = self.cholesky.to(dtype)

@@ -152,7 +152,7 @@ class PosteriorDraws(Regularizer):
         def make(solution: Solution) -> MonteCarloVariance:
             draws = MonteCarloVariance(objective.network, solution.displacement, block, reason)
             if solution.precision is not None:
-                return ExactDraws(draws, solution.precision)
+                return ExactDraws(draws, solution.precision, solution.round_off)
             if solution.accuracy is not None and solution.space is not None:
                 bounds = bounds_of(solution.space, solution.accuracy.leading(solution.space.rank))
                 return MeasuredBounds(draws, bounds, solution.accuracy)

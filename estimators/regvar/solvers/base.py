@@ -62,6 +62,7 @@ class Solution:
         space: the Krylov space of the solve, if the solver has one.
         accuracy: the measured accuracy of the bounds from this space, if the solver measures it.
         precision: A with its Cholesky factor, if the solver has one.
+        round_off: relative error that round-off may cause in a variance by this factor.
     """
 
     displacement: Tensor
@@ -70,6 +71,7 @@ class Solution:
     space: KrylovSpace | None = None
     accuracy: MeasuredAccuracy | None = None
     precision: DensePrecision | None = None
+    round_off: float = 0.0
 
 
 class Solver(ABC):

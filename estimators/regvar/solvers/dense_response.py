@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
 from estimators.curvature.builders import GGNOptions, build_matrix_ggn
 from estimators.curvature.dense.cholesky import DensePrecision
+from estimators.curvature.forms import DenseCurvature
+from estimators.curvature.krylov.block_cg import products_are_accurate
 from estimators.curvature.sizes import dense_bytes, n_ggn_rows
+from estimators.errors import IllConditionedError, IndefiniteHessianError
+from estimators.numerics.reductions import norms
 from estimators.objective.objective import Objective
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
-from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance
+from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance, round_off
 
 __all__ = ["DenseResponse"]
 
@@ -28,10 +37,17 @@ class DenseResponse(Solver):
     """Solves A u = ∇r for all functions r_k by a Cholesky factor of the GGN, which gives the exact variance, too.
 
     solver="auto" selects it for networks of a few thousand parameters: their Krylov space may need a good part of all
-    vectors, and is too large to span θ.
+    vectors, and is too large to span θ. If round-off in float64 leaves A without a factor, a Krylov space is grown.
+
+    Args:
+        rtol: relative error to reach, of such a space.
+        seed: seed of the rows at which it is measured.
     """
 
     refits = False
+
+    def __init__(self, rtol: float, seed: int = 0) -> None:
+        self.rtol, self.seed = rtol, seed
 
     def __repr__(self) -> str:
         return "LinearResponse by a Cholesky factor of A"
@@ -51,15 +67,30 @@ class DenseResponse(Solver):
         return not (too_small or too_large) and 2 * dense_bytes(objective) <= objective.available_bytes()
 
     def _solve(
-        self,
-        objective: Objective,
-        perturbation: Perturbation,
-        *,
-        progress_bar: bool,  # noqa: ARG002
-        checkpoint: Checkpoint,  # noqa: ARG002
+        self, objective: Objective, perturbation: Perturbation, *, progress_bar: bool, checkpoint: Checkpoint
     ) -> Solution:
+        delta, dtype = objective.prior.precision, objective.theta.dtype
         data_curvature, _ = build_matrix_ggn(objective, GGNOptions())
-        precision = data_curvature.precision(objective.prior.precision)
+        assert isinstance(data_curvature, DenseCurvature)
+        condition = 1 + _whitened_norm(data_curvature.matrix, delta)
+        if not products_are_accurate(dtype, largest=condition, smallest=1.0):  # the Jacobian has too few digits
+            raise IllConditionedError(condition=condition, dtype=dtype)
+        try:
+            precision = data_curvature.precision(delta)
+        except IndefiniteHessianError:
+            krylov = LinearResponseToTolerance(self.rtol, self.seed)
+            found = krylov._solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
+            name = f"{krylov!r}, since round-off leaves A without a Cholesky factor"
+            return replace(found, report=replace(found.report, solver=name))
         assert isinstance(precision, DensePrecision)
-        report = SolverReport(repr(self), n_perturbations=len(perturbation.gradient))
-        return Solution(precision.solve(perturbation.gradient), report, precision=precision)
+        u, xi = precision.solve(perturbation.gradient), perturbation.gradient
+        residual = u.to(data_curvature.matrix) @ data_curvature.matrix + delta * u - xi  # A u − ξ
+        report = SolverReport(repr(self), n_perturbations=len(xi), residual=float((norms(residual) / norms(xi)).max()))
+        error = round_off(condition) if dtype == torch.float64 else 0.0
+        return Solution(u, report, precision=precision, round_off=error)
+
+
+def _whitened_norm(matrix: Tensor, delta: Tensor) -> float:
+    """The Frobenius norm of δ^(−½) G δ^(−½), at least the largest eigenvalue."""
+    scale = delta.to(matrix).rsqrt()
+    return float((matrix * scale * scale[:, None]).norm())

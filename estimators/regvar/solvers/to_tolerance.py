@@ -25,7 +25,7 @@ from estimators.regvar.probe_rows import ProbeRows
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 from estimators.regvar.solvers.probe_variance import variance_of_gradients
 
-__all__ = ["LinearResponseToTolerance"]
+__all__ = ["LinearResponseToTolerance", "round_off"]
 
 _N_PROBES = 8
 """Probes while the space grows."""
@@ -69,6 +69,11 @@ _MAX_RANK = 2048
 """Largest number of vectors in the space: matrices of this size take seconds to factor."""
 _MAX_BYTES = 2**31
 """Largest memory of the space, 2 GiB."""
+
+
+def round_off(condition: float) -> float:
+    """Return the relative error of a variance in float64 that the condition number of A may cause."""
+    return _ROUND_OFF * condition
 
 
 class LinearResponseToTolerance(Solver):
@@ -282,7 +287,7 @@ class _Growth:
         """Return the relative error that round-off in float64 may cause at rows other than the probes."""
         if self.objective.theta.dtype != torch.float64 or self.coordinates.unit <= 0:
             return 0.0
-        return _ROUND_OFF * float(space.largest)
+        return round_off(float(space.largest))
 
     def _space(self) -> KrylovSpace:
         cycle = self.cycle
