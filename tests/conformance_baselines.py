@@ -207,7 +207,7 @@ BASELINES = {
                 "weight-samples": "samples are of the network, not of its linearization",
             },
         },
-        NOTHING_EXACT - {"weight-samples", "jacobians"},
+        NOTHING_EXACT - {"weight-samples"},
         frozenset({"supports-a-model", "shapes", "non-negative", "dict-inputs", "state-round-trip", "reproducible"})
         | {"model-untouched-by-fit", "random-state-untouched", "not-fitted", "constructor-stores"},
     ),
