@@ -74,7 +74,7 @@ PRESETS = [
     ),
     Method(
         "regvar",
-        f"RegVar by default: {_DRAWS} posterior draws, solved by block CG until a measured error of 5 %",
+        f"RegVar by default: {_DRAWS} posterior draws, and the variance to a measured error of 5 %",
         _regvar(_draws, lambda _: "auto"),
         default=True,
         tuned_option=PRIOR,
