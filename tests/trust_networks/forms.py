@@ -203,7 +203,7 @@ class BidirectionalTwoLayers(nn.Module):
 
 
 @network(shaped(4, 3))
-class CellByHand(nn.Module):
+class RecurrenceByHand(nn.Module):
     """A cell called once a step: every weight is used four times a row."""
 
     def __init__(self):
