@@ -160,7 +160,8 @@ def _direction(network: Network) -> Tensor:
     parts = theta.split(subset.sizes)
     sizes = torch.stack([part.abs().mean() if len(part) else part.new_zeros(()) for part in parts])
     is_matrix = torch.tensor([len(shape) > 1 for shape in subset.shapes.values()], device=sizes.device)
-    known = sizes[is_matrix & (sizes > 0)] if bool((is_matrix & (sizes > 0)).any()) else sizes[sizes > 0]
+    some = sizes > 0
+    known = sizes[some & is_matrix if bool((some & is_matrix).any()) else some]
     floor = known.min() if len(known) else sizes.new_tensor(_SIZE_OF_ZEROS)
     scale = torch.cat([size.expand(len(part)) for size, part in zip(sizes.clamp_min(floor), parts, strict=True)])
     return network.check.random(theta) * scale

@@ -297,7 +297,7 @@ class SelfCheck:
             size = float(usual().double().norm())
         error = float((product.double() - expected.double()).norm())
         is_round_off = error <= _CANCELLED * torch.finfo(expected.dtype).eps * size < math.inf
-        return replace(found, error=error / size if size else 0.0) if is_round_off else found
+        return replace(found, error=error / size) if is_round_off else found
 
     def _compared(
         self,

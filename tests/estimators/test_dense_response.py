@@ -73,7 +73,10 @@ def test_the_variance_and_every_covariance_are_exact(regvar, joint):
 
 
 def test_the_draws_solve_their_system_as_products_with_a_say(regvar):
-    assert regvar.a_norm_error_ < 1e-12  # by a product with A of each draw
+    assert regvar.a_norm_error_ < 1e-12
+    u, objective = regvar.variance_estimate_.displacement, regvar.refit_objective_
+    xi = PosteriorDraws().build_problem(objective)[0].gradient
+    torch.testing.assert_close(objective.product(u), xi, rtol=0, atol=1e-8 * float(xi.abs().max()))
     assert regvar.fit_report_.solver.residual < 1e-10
     assert regvar.relative_error_ < 1e-6
     assert "Cholesky" in regvar.solver_

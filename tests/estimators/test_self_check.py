@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from trust_networks.gradient_rules import Reverse
 
 from estimators import (
     FineTune,
@@ -522,34 +523,12 @@ def test_a_wrong_hessian_product_is_seen_unless_it_is_round_off(factor, seen):
     assert not check.curvature_error(expected + 1, expected, lambda: usual * torch.inf).within(check.tolerance())
 
 
-class WrongForwardMode(torch.autograd.Function):
-    """The identity with a derivative in forward mode that is half too large."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, gradient):  # noqa: ARG004
-        return gradient
-
-    @staticmethod
-    def jvp(ctx, tangent):  # noqa: ARG004
-        return 1.5 * tangent
-
-
 @pytest.mark.parametrize("logit", [1.0, 12.0, 16.0])
 def test_a_wrong_forward_mode_is_seen_at_confident_classes(logit):
     class Confident(Plain):
         def forward(self, x):
             f = super().forward(x)[:, :1]
-            return WrongForwardMode.apply(logit * f / f.detach().abs().max())
+            return Reverse.apply(logit * f / f.detach().abs().max())
 
     model, x = network(Confident), rows()[0][0]
     y = (model(x) > 0).double()

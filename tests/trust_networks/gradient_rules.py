@@ -147,7 +147,7 @@ class StraightThroughWithVmapRule(_Two):
         return self.head(_VmapRound.apply(self.a(x)))
 
 
-class _Reverse(torch.autograd.Function):
+class Reverse(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -173,7 +173,7 @@ class GradientReversal(_Two):
 
     def forward(self, x):
         h = torch.tanh(self.a(x))
-        return self.head(_Reverse.apply(h)) + h[:, :2]
+        return self.head(Reverse.apply(h)) + h[:, :2]
 
 
 @network(vectors())

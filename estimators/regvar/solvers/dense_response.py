@@ -16,6 +16,7 @@ from estimators.errors import IllConditionedError, IndefiniteHessianError
 from estimators.numerics.reductions import norms
 from estimators.objective.objective import Objective
 from estimators.persistence.checkpoint import Checkpoint
+from estimators.regvar.a_norm_error import SampleANormErrors
 from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance, round_off
@@ -60,11 +61,12 @@ class DenseResponse(Solver):
             objective: the objective, centred with the GGN, with a prior on every parameter.
         """
         n = objective.theta.numel()
+        if not LinearResponseToTolerance.max_rank(objective) < n <= _MAX_PARAMETERS:  # before any forward pass
+            return False
         n_rows = n_ggn_rows(objective)
         n_outputs = n_rows // objective.batches.n_data
-        too_small = n <= LinearResponseToTolerance.max_rank(objective) or n_rows <= n  # a space spans it exactly
-        too_large = n > _MAX_PARAMETERS or n_outputs * n > _MAX_ROW_NUMBERS
-        return not (too_small or too_large) and 2 * dense_bytes(objective) <= objective.available_bytes()
+        cheap = n < n_rows and n_outputs * n <= _MAX_ROW_NUMBERS  # with fewer rows a space spans all of them
+        return cheap and 2 * dense_bytes(objective) <= objective.available_bytes()
 
     def _solve(
         self, objective: Objective, perturbation: Perturbation, *, progress_bar: bool, checkpoint: Checkpoint
@@ -84,10 +86,11 @@ class DenseResponse(Solver):
             return replace(found, report=replace(found.report, solver=name))
         assert isinstance(precision, DensePrecision)
         u, xi = precision.solve(perturbation.gradient), perturbation.gradient
-        residual = u.to(data_curvature.matrix) @ data_curvature.matrix + delta * u - xi  # A u − ξ
-        report = SolverReport(repr(self), n_perturbations=len(xi), residual=float((norms(residual) / norms(xi)).max()))
+        slope = (u.to(data_curvature.matrix) @ data_curvature.matrix + delta * u - xi).to(u)  # A u − ξ
+        report = SolverReport(repr(self), n_perturbations=len(xi), residual=float((norms(slope) / norms(xi)).max()))
+        a_norm_errors = SampleANormErrors.of(perturbation, delta, u, slope)
         error = round_off(condition) if dtype == torch.float64 else 0.0
-        return Solution(u, report, precision=precision, round_off=error)
+        return Solution(u, report, a_norm_errors, precision=precision, round_off=error)
 
 
 def _whitened_norm(matrix: Tensor, delta: Tensor) -> float:
