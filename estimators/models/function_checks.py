@@ -151,7 +151,7 @@ def check_displaced_outputs(network: Network, x: PyTree, *, refits: bool = False
 
 
 def _direction(network: Network) -> Tensor:
-    """A random direction (P,), in each parameter of its own mean size, and at least of that of the smallest matrix.
+    """A random direction (P,), in each parameter of its own mean size; if that is 0, of that of the smallest matrix.
 
     Weights may be of very different sizes: the last layer of a regression on house prices has numbers of 10⁵, and a
     step of their size in the other layers would leave the linear range. Biases and factors that are 0 move as well.
@@ -163,7 +163,8 @@ def _direction(network: Network) -> Tensor:
     some = sizes > 0
     known = sizes[some & is_matrix if bool((some & is_matrix).any()) else some]
     floor = known.min() if len(known) else sizes.new_tensor(_SIZE_OF_ZEROS)
-    scale = torch.cat([size.expand(len(part)) for size, part in zip(sizes.clamp_min(floor), parts, strict=True)])
+    sizes = torch.where(some, sizes, floor)
+    scale = torch.cat([size.expand(len(part)) for size, part in zip(sizes, parts, strict=True)])
     return network.check.random(theta) * scale
 
 

@@ -279,25 +279,32 @@ class SelfCheck:
         weights = cotangent if u is None else u
         return self._compared(x, cotangent, None, lambda g: error_along_direction(weights, jvp, g, r))
 
-    def curvature_error(self, product: Tensor, expected: Tensor, usual: Callable[[], Tensor]) -> Disagreement:
+    def curvature_error(
+        self, product: Tensor, expected: Tensor, usual: Callable[[], tuple[Tensor, Tensor]]
+    ) -> Disagreement:
         """The error of H v (P,) against plain autograd, in units of the round-off of second derivatives.
 
         Args:
             product: H v.
             expected: H v by plain autograd.
-            usual: computes H r (P,) of the `unsaturated` loss, for a random r with the norm of v. Where Λ = p − p² or
-                J v cancels, H v is round-off, of the size of eps times this.
+            usual: computes H r (P,) of the `unsaturated` loss by the same route and by plain autograd, for a random r
+                with the norm of v. Where Λ = p − p² or J v cancels, H v is round-off, of the size of eps times this;
+                the route is then judged by H r.
         """
         self._note_gradient(expected, expected)
-        found = largest_parameter_error(self.subset.entries, product, expected)
-        found = replace(found, allowance=_SECOND_DERIVATIVES)
+        found = self._second_derivative_error(product, expected)
         if found.within(self.tolerance()):
             return found
         with self.counted():
-            size = float(usual().double().norm())
-        error = float((product.double() - expected.double()).norm())
+            route, plain = usual()
+        error, size = (float(vector.double().norm()) for vector in (product.double() - expected.double(), plain))
         is_round_off = error <= _CANCELLED * torch.finfo(expected.dtype).eps * size < math.inf
-        return replace(found, error=error / size) if is_round_off else found
+        return self._second_derivative_error(route, plain) if is_round_off else found
+
+    def _second_derivative_error(self, product: Tensor, expected: Tensor) -> Disagreement:
+        """The relative error of a product with a Hessian."""
+        found = largest_parameter_error(self.subset.entries, product, expected)
+        return replace(found, allowance=_SECOND_DERIVATIVES)
 
     def _compared(
         self,
@@ -374,22 +381,20 @@ class SelfCheck:
         )
 
 
-def unsaturated(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def unsaturated(loss: Callable[[Tensor], Tensor], f: Tensor) -> Callable[[Tensor], Tensor]:
     """The loss s² ℓ(f / s) with s = max(1, max |f|), less its gradient: f / s in [−1, 1] is no saturated class.
 
-    At θ̂ its Hessian is JᵀΛJ with Λ = ∇²ℓ(f / s), and thus that of ℓ itself if ℓ is quadratic.
+    Its Hessian at f is JᵀΛJ with Λ = ∇²ℓ(f / s), and thus that of ℓ itself if ℓ is quadratic.
 
     Args:
         loss: ℓ, f (B, C) -> a scalar.
+        f: the outputs at which it is differentiated, (B, C).
 
     Returns:
-        f (B, C) -> a scalar, to be differentiated twice at the outputs that it is called with.
+        f (B, C) -> a scalar.
     """
-
-    def scaled(f: Tensor) -> Tensor:
-        scale = f.detach().abs().max().clamp(min=1.0)
+    scale = f.detach().abs().max().clamp(min=1.0)
+    with torch.enable_grad():
         at = (f.detach() / scale).requires_grad_()
         gradient = torch.autograd.grad(loss(at), at)[0]
-        return scale**2 * (loss(f / scale) - (gradient * f / scale).sum())
-
-    return scaled
+    return lambda f: scale**2 * (loss(f / scale) - (gradient * f / scale).sum())

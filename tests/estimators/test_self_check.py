@@ -320,6 +320,20 @@ def test_weights_of_very_different_sizes_are_displaced_in_their_own_size(size, d
     check_displaced_outputs(Network(model, names), x, refits=True)
 
 
+@pytest.mark.parametrize("std", [1.0, 1e4, 1e6])
+def test_a_trainable_scale_of_the_inputs_is_displaced_in_its_own_size(std):
+    class Scaled(Plain):
+        def __init__(self):
+            super().__init__()
+            self.inverse = nn.Parameter(torch.full((4,), 1 / std))
+
+        def forward(self, x):
+            return super().forward(x * self.inverse)
+
+    model = network(Scaled)
+    check_displaced_outputs(Network(model, list(dict(model.named_parameters()))), std * rows()[0][0], refits=True)
+
+
 class Sorted(Plain):
     """Two of seven rows have equal units, so that a small change of the weights exchanges them."""
 
@@ -518,27 +532,33 @@ def test_a_wrong_hessian_product_is_seen_unless_it_is_round_off(factor, seen):
     """Also of confident classes, Λ = 1e-10: it is known to four digits."""
     check = Network(nn.Linear(4, 3).double(), ["bias"]).check
     expected, usual = factor * torch.tensor([1.0, -2.0, 1.0]).double(), torch.ones(3).double()
-    assert check.curvature_error(expected * 1.5, expected, lambda: usual).within(check.tolerance()) != seen
-    assert not check.curvature_error(expected + 1, expected, lambda: usual).within(check.tolerance())
-    assert not check.curvature_error(expected + 1, expected, lambda: usual * torch.inf).within(check.tolerance())
+
+    def accepted(product, route=usual, plain=usual):
+        return check.curvature_error(product, expected, lambda: (route, plain)).within(check.tolerance())
+
+    assert accepted(expected * 1.5) != seen
+    assert not accepted(expected * 1.5, route=1.5 * usual)
+    assert not accepted(expected + 1)
+    assert not accepted(expected + 1, plain=usual * torch.inf)
 
 
-@pytest.mark.parametrize("logit", [1.0, 12.0, 16.0])
-def test_a_wrong_forward_mode_is_seen_at_confident_classes(logit):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("logit", [1.0, 12.0, 16.0, 40.0])
+def test_a_wrong_forward_mode_is_seen_at_confident_classes(logit, dtype):
     class Confident(Plain):
         def forward(self, x):
             f = super().forward(x)[:, :1]
-            return Reverse.apply(logit * f / f.detach().abs().max())
+            return Reverse.apply(logit * f / f.detach().abs())
 
-    model, x = network(Confident), rows()[0][0]
-    y = (model(x) > 0).double()
+    model, x = network(Confident).to(dtype), rows()[0][0].to(dtype)
+    y = (model(x) > 0).to(dtype)
     f = model(x).detach()
     wrong = Network(model, ["head.weight"])
     with pytest.warns(DerivativeRouteWarning, match="forward over reverse mode differs from plain autograd"):
         found = wrong.hessian_product(
             x,
             lambda f: nn.functional.binary_cross_entropy_with_logits(f, y, reduction="sum"),
-            torch.eye(15)[:2].double(),
+            torch.eye(15)[:2].to(dtype),
         )
     assert float(f.abs().max()) == pytest.approx(logit)
     assert "plain autograd, twice" in wrong.check.report.routes.values()
