@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -156,7 +157,7 @@ class ProductCurvature(DataCurvature):
             return _by_products(self.objective, prior_precision, smallest=float(prior_precision.min()))
         objective = self.objective
         if not isinstance(objective.batches, AbsentTrainingData):
-            objective = with_definite_products(objective, lambda objective: _product_of(objective, prior_precision))
+            objective = with_definite_products(objective, partial(_product_of, prior_precision=prior_precision))
         return _by_products(objective, prior_precision, smallest=0.0)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -192,8 +193,12 @@ def restored(
 
 def _product_of(objective: Objective, prior_precision: Tensor) -> Product:
     """The product with A of an objective, with another prior in place of its own."""
-    change = prior_precision.to(objective.theta.dtype) - objective.prior.precision
-    return lambda v: objective.product(v) + v * change
+    return partial(_product, objective, prior_precision.to(objective.theta.dtype) - objective.prior.precision)
+
+
+def _product(objective: Objective, change: Tensor, v: Tensor) -> Tensor:
+    """A v, where A has the prior precision of the objective plus `change`."""
+    return objective.product(v) + v * change
 
 
 def _by_products(objective: Objective, prior_precision: Tensor, *, smallest: float) -> CGPrecision:
@@ -205,10 +210,13 @@ def _by_products(objective: Objective, prior_precision: Tensor, *, smallest: flo
         tol=default_tolerance(theta.dtype),
         free_bytes=objective.available_bytes,
         smallest=smallest,
-        in_float64=None
-        if is_widest
-        else lambda: _by_products(to_float64(objective), prior_precision, smallest=smallest),
+        in_float64=None if is_widest else partial(_in_float64, objective, prior_precision, smallest),
     )
+
+
+def _in_float64(objective: Objective, prior_precision: Tensor, smallest: float) -> CGPrecision:
+    """A by products in float64."""
+    return _by_products(to_float64(objective), prior_precision, smallest=smallest)
 
 
 def _may_be_indefinite(prior_precision: Tensor, *, exact_hessian: bool) -> bool:

@@ -1,6 +1,7 @@
 """Weights in bfloat16, float16, several dtypes or complex numbers: right to the rounding of the weights themselves."""
 
 import copy
+import pickle
 from itertools import product
 
 import pytest
@@ -171,6 +172,36 @@ def test_a_saved_fit_is_loaded_by_the_same_weights(name, estimator, tmp_path):
     fitted.save(tmp_path / "fit.safetensors")
     loaded = make(model, "classification").load(tmp_path / "fit.safetensors")
     assert torch.equal(loaded.variance(queries), fitted.variance(queries))
+
+
+@networks
+def test_a_pickled_fit_has_the_same_variances(name):
+    model, _, x, y, queries = problem(name, "classification")
+    fitted = ESTIMATORS["cg"](model, "classification").fit(loader(x, y))
+    arrived = pickle.loads(pickle.dumps(fitted))
+    assert torch.equal(arrived.variance(queries), fitted.variance(queries))
+
+
+class KeepsItsState(Mlp):
+    """Pickles of it are made by its own methods, and count how often it has been set."""
+
+    times_set = 0
+
+    def __reduce__(self):
+        return KeepsItsState, (), self.__dict__
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.times_set += 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda fitted: pickle.loads(pickle.dumps(fitted))])
+def test_a_converted_network_with_pickles_of_its_own_keeps_them(copied):
+    _, _, x, y, queries = problem("bfloat16", "classification")
+    fitted = ESTIMATORS["cg"](KeepsItsState().to(BF16).eval(), "classification").fit(loader(x, y))
+    arrived = copied(fitted)
+    assert torch.equal(arrived.variance(queries), fitted.variance(queries))
+    assert arrived.model.times_set == fitted.model.times_set + 1
 
 
 def test_adapters_alone_are_in_theta():
