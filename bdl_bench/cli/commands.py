@@ -54,6 +54,9 @@ def compare(
         list[str] | None, typer.Argument(help="Bundled tasks; default: those marked * by bdl-bench list.")
     ] = None,
     *,
+    more_tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Comma-separated tasks, as for bdl-bench report.")
+    ] = None,
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated presets, or all; default: those marked * by bdl-bench list.")
     ] = None,
@@ -97,7 +100,8 @@ def compare(
 
     with errors(USAGE):
         load_named_plugins(plugin)
-        names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
+        bundled = comma_separated(",".join([*(tasks or []), more_tasks or ""]))
+        names = [*bundled, *(model or [])] or [name for name, task in TASKS.items() if task.default]
         set_data_directory(data_dir)
         workers = Workers(jobs, threads, executor, timeout)
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)

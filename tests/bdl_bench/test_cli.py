@@ -172,6 +172,14 @@ def test_a_misspelt_name_is_answered_with_those_that_are_spelt_like_it(toy, tmp_
     assert "Did you mean 'compare'" in invoke("compere").stderr
 
 
+def test_tasks_may_be_words_an_option_or_separated_by_commas(toy, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(cli, "run_grid", lambda grid: taken.append(list(grid.tasks)) or [])
+    for words in ([toy, "wine"], [f"{toy},wine"], ["--tasks", f"{toy}, wine"], [toy, "--tasks", "wine"]):
+        compare(tmp_path, *words)
+    assert taken == [[toy, "wine"]] * 4
+
+
 def test_a_report_of_some_methods_and_columns_has_no_others(toy, tmp_path):
     compare(tmp_path, toy, "--methods", "map,last-layer-laplace")
     assert invoke("report", tmp_path, "--methods", "map", "--metrics", "RMSE").exit_code == 0

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, PosteriorDraws, RegVar
+from estimators.errors import LambdaTooLargeError
 from estimators.regvar.perturbation import LinearPerturbation
 from estimators.regvar.solvers.nonlinearity import nonlinearity, select_lam
 from estimators.runtime.rng import preserved_random_state
@@ -92,3 +93,40 @@ def test_in_float32_lam_is_bounded_by_round_off_too(offset):
     small = [other for other, ratio in ratios.items() if ratio <= 0.01]
     assert bool(small) == (offset == 0)  # outputs of 10⁶ keep no digits of the displacement
     assert lam == (max(small) if small else min(ratios, key=ratios.get))
+
+
+class Curved(nn.Module):
+    """f = x w₀ + w₁²/25: its curvature counts the more, the less the data allow w₀ to move."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.7, 0.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return x * self.w[0] + self.w[1].square() / 25
+
+
+def refit(sigma, solver):
+    """Draws of two weights, one of which the data restrain to about σ and the other not at all."""
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64)[torch.randperm(24, generator=torch.Generator().manual_seed(3))]
+    loader = list(zip(x[:, None].split(9), (0.7 * x[:, None]).split(9), strict=True))
+    regularizer = PosteriorDraws(3, rao_blackwell=None)
+    regvar = RegVar(Curved(), Gaussian(sigma), prior_precision=DELTA, regularizer=regularizer, solver=solver)
+    return regvar.fit(loader).fit_report_.solver
+
+
+@pytest.mark.filterwarnings("ignore:the draws have not converged")
+@pytest.mark.parametrize(("sigma", "refits"), [(0.3, 1), (0.03, 2), (0.003, 3)])
+def test_a_refit_that_ends_outside_the_linear_region_is_done_again_with_a_smaller_lam(sigma, refits):
+    report = refit(sigma, FineTune())
+    assert report.lam == 0.1 / 8 ** (refits - 1)
+    assert report.nonlinearity <= 0.5
+    for tried in range(refits - 1):
+        with pytest.raises(LambdaTooLargeError, match="smaller lam"):
+            refit(sigma, FineTune(0.1 / 8**tried))
+
+
+@pytest.mark.filterwarnings("ignore:the draws have not converged")
+def test_a_refit_that_no_lam_keeps_in_the_linear_region_raises():
+    with pytest.raises(LambdaTooLargeError, match=r"at lam=0\.0015625"):
+        refit(1e-5, FineTune())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
@@ -50,7 +51,8 @@ class FineTune(Solver):
 
     Args:
         lam: λ > 0, or "auto": the largest λ ≤ 0.1 that keeps the network nearly linear at the start of the refit,
-            ‖Δf − JΔθ‖ ≤ 0.01 ‖JΔθ‖. It is chosen once.
+            ‖Δf − JΔθ‖ ≤ 0.01 ‖JΔθ‖. A refit that ends outside the linear region is done again with λ/8, and once more
+            with λ/64.
         difference: "forward" (one perturbed copy per draw, error of first order in λ; enough for a centred objective)
             or "central" (two copies, second order).
         recipe: epochs, batch size and optimizer. lr="auto" is the inverse of the largest curvature of some batches; it
@@ -63,7 +65,7 @@ class FineTune(Solver):
 
     Raises:
         OptionError: at construction, for options that are wrong or do not go together.
-        LambdaTooLargeError: if the refit ends with a nonlinearity ratio above 0.5.
+        LambdaTooLargeError: if the refit ends with a nonlinearity ratio above 0.5; with "auto", if all three do.
         ConvergenceError: if the weights diverge, with lr="auto" if the objective increases at every learning rate.
 
     Example:
@@ -111,8 +113,18 @@ class FineTune(Solver):
         progress_bar: bool,
         checkpoint: Checkpoint,  # noqa: ARG002
     ) -> Solution:
+        if not isinstance(self.lam, str):
+            return self._refit(objective, perturbation, self.lam, progress_bar=progress_bar)
         # λ small enough that the network is nearly linear between θ̂ and the start of the refit, which is θ̂ + λD.
-        lam = select_lam(objective, perturbation) if isinstance(self.lam, str) else self.lam
+        lam = select_lam(objective, perturbation)
+        # At the end of the refit, JD may be much smaller than at the start, where the data have not restrained D yet.
+        for smaller in (lam, lam / 8):
+            with suppress(LambdaTooLargeError, ConvergenceError):
+                return self._refit(objective, perturbation, smaller, progress_bar=progress_bar)
+        return self._refit(objective, perturbation, lam / 64, progress_bar=progress_bar)
+
+    def _refit(self, objective: Objective, perturbation: Perturbation, lam: float, *, progress_bar: bool) -> Solution:
+        """Return the solution of a refit at one λ."""
         chunk_size = self.vmap_chunk_size if isinstance(self.vmap_chunk_size, int) else _default_chunk_size(objective)
         copies = PerturbedCopies.of(objective, perturbation, lam, difference=self.difference, chunk_size=chunk_size)
         recipe, refit = self._resolved_recipe(objective), _Refit(copies)
@@ -222,7 +234,7 @@ def _checked_nonlinearity(objective: Objective, displacement: Tensor, lam: float
         raise LambdaTooLargeError(
             f"refits in the linear region of the network, ‖Δf − JΔθ‖ ≤ {_MAX_NONLINEARITY} ‖JΔθ‖",
             received=f"a ratio of {ratio:.3g} at lam={lam:g}",
-            remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
+            remedy=f"a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.",
         )
     return ratio
 
