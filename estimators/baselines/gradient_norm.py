@@ -13,6 +13,7 @@ from estimators.curvature.layerwise.kronecker_block import KroneckerBlock
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.layer_layout import Layout
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
@@ -61,16 +62,17 @@ class GradientNorm(LinearizedPosterior):
     def _precision_at(self, x: PyTree) -> BlockPrecision:
         """Return A = I over the layers that these inputs use."""
         network = self.network_
-        layers, zero = LayerwiseJacobian(network, x), network.theta.new_zeros(())
+        layers, zero = LayerwiseJacobian(network, x), to_algebra_dtype(network.theta.new_zeros(()))
         rest = zero.expand(network.subset.n_entries(layers.other_params))
         blocks = dict.fromkeys(layers.maps, KroneckerBlock(zero))
         no_curvature = Blocks(network, layers.maps, layers.other_params, blocks, rest)
-        return no_curvature.precision(torch.ones_like(network.theta))
+        return no_curvature.precision(to_algebra_dtype(torch.ones_like(network.theta)))
 
     def _weight_precision(self) -> BlockPrecision:
         """Return A = I over all weights."""
         subset = self.network_.subset
-        return BlockPrecision(Layout(subset, {}, list(subset.shapes)), {}, torch.ones_like(self.theta_))
+        ones = to_algebra_dtype(torch.ones_like(self.theta_))
+        return BlockPrecision(Layout(subset, {}, list(subset.shapes)), {}, ones)
 
     def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         return standard_normal((n_samples, len(self.theta_)), self.theta_, generator)
