@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
+from math import ceil, isfinite
 from typing import Protocol
 
 from bdl_bench.metrics import Metric
@@ -23,9 +23,14 @@ from bdl_bench.report.sections.cost import Costs
 from bdl_bench.report.sections.fidelity import FidelitySection
 from bdl_bench.report.sections.scores import Scores
 from bdl_bench.report.seed_design import SeedDesign
+from bdl_bench.report.single_tasks import on_single_tasks
 from bdl_bench.stats import FEWEST_TASKS, Interval, Ranking, Verdict, rank_methods
 
 __all__ = ["Column", "Section", "Summary", "SummaryRow", "TaskView", "summary"]
+
+
+_MOST_COLUMNS = 6
+"""Tasks in one table."""
 
 
 class Section(Protocol):
@@ -111,6 +116,13 @@ class Summary:
     warnings: list[str]
 
     @property
+    def column_blocks(self) -> list[list[int]]:
+        """Indices of the columns by table: of many tasks one table would be wider than the page."""
+        n = len(self.columns)
+        n_tables = max(1, ceil(n / _MOST_COLUMNS))
+        return [list(range(n * k // n_tables, n * (k + 1) // n_tables)) for k in range(n_tables)]
+
+    @property
     def unranked(self) -> list[str]:
         """Methods with missing tasks or seeds, or values that are not finite."""
         return [row.method for row in self.rows if row.rank is None] if self.ranking else []
@@ -148,7 +160,7 @@ def summary(tasks: Sequence[TaskView], palette: Palette, gallery: Gallery) -> Su
         columns,
         rows,
         found,
-        None if found is None else recommendation(found, evidence),
+        None if found is None else _with_single_tasks(recommendation(found, evidence), tasks),
         _first(gallery.render("all tasks", [d for d in [_effects(found, palette)] if d is not None])),
         ranking,
         _first(
@@ -157,6 +169,11 @@ def summary(tasks: Sequence[TaskView], palette: Palette, gallery: Gallery) -> Su
         [*(_over_tasks(ranking) if tested else []), *(_task_sentence(t) for t in tasks)],
         [f"{t.name}: {sentence}" for t in tasks for sentence in t.trained_further],
     )
+
+
+def _with_single_tasks(found: Recommendation, tasks: Sequence[TaskView]) -> Recommendation:
+    answer = on_single_tasks(tasks)
+    return found if answer is None else replace(found, answers=[*found.answers, answer])
 
 
 def _first(pictures: Sequence[Picture]) -> Picture | None:

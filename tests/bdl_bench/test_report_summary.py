@@ -1,7 +1,9 @@
 """The head of the report: the recommendation, effects over tasks, folded columns, relevant differences."""
 
 import itertools
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from scipy import stats as reference
 from bdl_bench.metrics import METRICS, Metric
 from bdl_bench.records import Record, RecordStore
 from bdl_bench.records.record import OwnMetric
+from bdl_bench.report import write_report
 from bdl_bench.report.figures.labels import main_range
 from bdl_bench.report.findings import comparison_with_best
 from bdl_bench.report.formatting import effect, mean_of
@@ -21,6 +24,7 @@ from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.sections.configuration import Configuration
 from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.report.selection import Selection
+from bdl_bench.report.single_tasks import on_single_tasks
 from bdl_bench.report.view import build
 from bdl_bench.stats import Comparisons, Interval, compare_methods, mean_interval, mean_over_tasks, verdicts
 
@@ -415,3 +419,44 @@ def test_ok_diagnostics_are_counted_and_a_warning_has_its_remedy():
     (finding,) = found.noted["overlap"]
     assert (finding.level, finding.measured, finding.remedy) == ("warning", "3 rows", "remove them")
     assert [f.seeds for f in found.noted["gradient"]] == ["seed 0"]
+
+
+def single_tasks(build_tables):
+    return on_single_tasks([SimpleNamespace(name=n, scores=s) for n, s in build_tables.items()])
+
+
+def scores_with(*, better="lower", **verdicts):
+    """Scores of a task: a verdict against the baseline by method, the first with mean 1, the second with 2, ..."""
+    metric = replace(NLL, better=better)
+    entries = {"map": {metric.key: ScoreEntry(interval(0.0), None, False)}}
+    for mean, (method, verdict) in enumerate(verdicts.items(), start=1):
+        entries[method] = {metric.key: ScoreEntry(interval(float(mean)), verdict, False)}
+    return SimpleNamespace(first=metric, compared=ScoreTable((metric,), entries, {}))
+
+
+def test_methods_that_differ_from_the_baseline_on_single_tasks_are_named_with_the_best_first():
+    tables = {
+        "a": scores_with(laplace="better", swag="worse", dropout="better"),
+        "b": scores_with(better="higher", laplace="better", swag="no significant difference", dropout="better"),
+        "c": scores_with(laplace="no relevant difference"),
+    }
+    assert single_tasks(tables).text == (
+        "Significantly better than map: laplace, dropout on a; dropout, laplace on b. "
+        "Significantly worse than map: swag on a."
+    )
+    assert single_tasks({"c": tables["c"], "d": tables["c"]}).text == "No significant difference from map."
+    unknown = scores_with(laplace="unknown")
+    assert single_tasks({"a": unknown, "b": unknown}) is None
+    assert single_tasks({"a": tables["a"]}) is None
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (6, [6]), (7, [3, 4]), (10, [5, 5]), (13, [4, 4, 5])])
+def test_the_table_of_all_tasks_is_divided_where_it_would_be_wider_than_the_page(write_record, tmp_path, n, sizes):
+    for i, method in itertools.product(range(n), ("map", "laplace")):
+        write_record(f"t{i:02d}", method, 0)
+    blocks = build(tmp_path).summary.column_blocks
+    assert [len(block) for block in blocks] == sizes
+    assert list(itertools.chain(*blocks)) == list(range(n))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    tables = re.findall(r"<caption>All methods on (.*?)</caption>.*?</table>", page, flags=re.DOTALL)
+    assert tables == (["all tasks"] if n < 7 else [f"t{b[0]:02d} to t{b[-1]:02d}" for b in blocks])
