@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from itertools import count
 
 from bdl_bench.metrics import Metric
-from bdl_bench.report.formatting import MINUS, mean_and_half_width, number
+from bdl_bench.report.formatting import MINUS, effect, mean_and_half_width, number
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
-from bdl_bench.report.summary import Summary, TaskView
+from bdl_bench.report.summary import Summary, SummaryRow, TaskView
 from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval
 from estimators.runtime.units import in_seconds
@@ -28,6 +28,8 @@ _MARKS = {"better": "$^{+}$", "worse": "$^{-}$"}
 _TEST = ("cls/", "reg/", "cal/", "cov/", "cp/")
 _MOST_COLUMNS = 6
 """Columns of a table, so that it fits a page; `--metrics` selects others."""
+_MOST_TASKS = 4
+"""Tasks in one part of the summary, beside the mean over the tasks and the time."""
 
 
 def to_latex(report: Report) -> dict[str, str]:
@@ -54,23 +56,44 @@ def to_latex(report: Report) -> dict[str, str]:
 
 
 def _summary(summary: Summary) -> str:
+    tabulars = [
+        _summary_block(summary, block, first=i == 0) for i, block in enumerate(summary.column_blocks(_MOST_TASKS))
+    ]
+    common = _common_metric(summary)
+    of = "all tasks" if common is None else f"all tasks, {_escaped(common.label)}{_ARROWS[common.better]}"
+    caption = f"All methods on {of}: means over seeds $\\pm$ half of the 95\\,\\% interval. "
+    return _table(tabulars, caption + _reading(), "summary")
+
+
+def _common_metric(summary: Summary) -> Metric | None:
+    """Return a metric of which all columns have the label and direction, which then stand in the caption."""
+    metrics = [column.metric for column in summary.columns]
+    return metrics[0] if len({(metric.label, metric.better) for metric in metrics}) == 1 else None
+
+
+def _summary_block(summary: Summary, block: Sequence[int], *, first: bool) -> str:
+    """Return the columns of some tasks, with the mean over all tasks and the time in the first block."""
     found = summary.overall
-    effect = found is not None and found.baseline is not None
+    with_effect = first and found is not None and found.baseline is not None
     head = ["Method"]
-    if found is not None and effect:
+    if found is not None and with_effect:
         over = f", mean of {len(found.tasks)} tasks" if len(found.tasks) > 1 else ""
         head.append(_escaped(f"{found.metric.label} {MINUS} {found.baseline}{over}"))
-    head += [_escaped(f"{c.task}: {c.metric.label}") + _ARROWS[c.metric.better] for c in summary.columns]
+    columns = [summary.columns[i] for i in block]
+    if _common_metric(summary) is not None:
+        head += [_escaped(c.task) for c in columns]
+    else:
+        head += [_escaped(f"{c.task}: {c.metric.label}") + _ARROWS[c.metric.better] for c in columns]
     rows = []
     for row in summary.rows:
         entries = [_first_entry(row.method)]
-        if effect:
-            mark = _MARKS.get(row.verdict or "", "")
-            entries.append("0" if found and row.method == found.baseline else _interval(row.effect) + mark)
-        entries += [_entry(entry) for entry in row.entries]
-        rows.append([*entries, "--" if row.seconds is None else _escaped(in_seconds(row.seconds))])
-    caption = "All methods on all tasks: means over seeds $\\pm$ half of the 95\\,\\% interval. "
-    return _table([*head, "time"], rows, caption + _reading(), "summary")
+        if found is not None and with_effect:
+            entries.append("0" if row.method == found.baseline else _effect(row, found.smallest_relevant))
+        entries += [_entry(row.entries[i]) for i in block]
+        if first:
+            entries.append("--" if row.seconds is None else _escaped(in_seconds(row.seconds)))
+        rows.append(entries)
+    return _tabular([*head, "time"] if first else head, rows)
 
 
 def _task(task: TaskView, label: str, *, selected: bool) -> str:
@@ -84,7 +107,7 @@ def _task(task: TaskView, label: str, *, selected: bool) -> str:
     seeds = f"{task.design.n_distinct} seed{'' if task.design.n_distinct == 1 else 's'}"
     variant = "tuned on validation data" if table.tuned else "untuned"
     caption = f"{_escaped(task.name)}, {variant}: means over {seeds} $\\pm$ half of the 95\\,\\% interval. "
-    return _table(head, rows, caption + _reading(), label)
+    return _table([_tabular(head, rows)], caption + _reading(), label)
 
 
 def _columns(table: ScoreTable) -> Sequence[Metric]:
@@ -101,16 +124,22 @@ def _reading() -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
-    body = "\n".join(f"    {' & '.join(row)} \\\\" for row in rows)
+def _table(tabulars: Sequence[str], caption: str, label: str) -> str:
+    body = "\n\n  \\medskip\n".join(tabulars)
     return (
         "% needs \\usepackage{booktabs,graphicx}\n"
-        "\\begin{table}\n  \\centering\n"
-        f"  \\caption{{{caption}}}\n  \\label{{tab:{label}}}\n"
+        "\\begin{table}\n  \\centering\\footnotesize\n"
+        f"  \\caption{{{caption}}}\n  \\label{{tab:{label}}}\n{body}\n\\end{{table}}\n"
+    )
+
+
+def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    body = "\n".join(f"    {' & '.join(row)} \\\\" for row in rows)
+    return (
         f"  \\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n"
         f"  \\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n    \\toprule\n"
         f"    {' & '.join(head)} \\\\\n    \\midrule\n{body}\n    \\bottomrule\n"
-        "  \\end{tabular}}\n\\end{table}\n"
+        "  \\end{tabular}}"
     )
 
 
@@ -120,6 +149,13 @@ def _entry(entry: ScoreEntry | None) -> str:
     text = _interval(entry.interval)
     bold = f"\\textbf{{{text}}}" if entry.not_worse_than_best else text
     return bold + _MARKS.get(entry.against_baseline or "", "")
+
+
+def _effect(row: SummaryRow, smallest_relevant: float) -> str:
+    if row.effect is None:
+        return "--"
+    text = " ".join(part for part in effect(row.effect, smallest_relevant) if part)
+    return _escaped(text) + _MARKS.get(row.verdict or "", "")
 
 
 def _interval(interval: Interval | None) -> str:

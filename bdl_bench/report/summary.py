@@ -115,11 +115,10 @@ class Summary:
     sentences: list[str]
     warnings: list[str]
 
-    @property
-    def column_blocks(self) -> list[list[int]]:
-        """Indices of the columns by table: of many tasks one table would be wider than the page."""
+    def column_blocks(self, most: int = _MOST_COLUMNS) -> list[list[int]]:
+        """Indices of the columns by table, `most` in one: of many tasks one table would be wider than the page."""
         n = len(self.columns)
-        n_tables = max(1, ceil(n / _MOST_COLUMNS))
+        n_tables = max(1, ceil(n / most))
         return [list(range(n * k // n_tables, n * (k + 1) // n_tables)) for k in range(n_tables)]
 
     @property

@@ -1,5 +1,6 @@
 """Files for papers: LaTeX tables that compile, figures of their own with embedded TrueType fonts, and the dark page."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -39,6 +40,19 @@ def test_a_table_is_booktabs_with_a_cell_for_every_column(written):
         assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(columns) - 1}
         assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
         assert "<script>" not in text
+
+
+def test_the_table_of_many_tasks_is_in_parts_that_are_legible(write_record, tmp_path):
+    for task, method in itertools.product((f"t{i:02d}" for i in range(10)), ("map", "laplace")):
+        write_record(task, method, 0)
+    write_report(tmp_path, latex=True)
+    text = (tmp_path / "tables" / "summary.tex").read_text(encoding="utf-8")
+    heads = re.findall(r"\\toprule\n *(.*) \\\\\n", text)
+    parts = ["t00 & t01 & t02", "t03 & t04 & t05", "t06 & t07 & t08 & t09"]
+    assert heads == [
+        f"Method & NLL $-$ map, mean of 10 tasks & {parts[0]} & time", f"Method & {parts[1]}", f"Method & {parts[2]}"
+    ]  # fmt: skip
+    assert r"All methods on all tasks, NLL $\downarrow$:" in text, "the metric that all columns have"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX")

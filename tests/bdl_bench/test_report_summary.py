@@ -454,7 +454,7 @@ def test_methods_that_differ_from_the_baseline_on_single_tasks_are_named_with_th
 def test_the_table_of_all_tasks_is_divided_where_it_would_be_wider_than_the_page(write_record, tmp_path, n, sizes):
     for i, method in itertools.product(range(n), ("map", "laplace")):
         write_record(f"t{i:02d}", method, 0)
-    blocks = build(tmp_path).summary.column_blocks
+    blocks = build(tmp_path).summary.column_blocks()
     assert [len(block) for block in blocks] == sizes
     assert list(itertools.chain(*blocks)) == list(range(n))
     page = write_report(tmp_path).read_text(encoding="utf-8")
