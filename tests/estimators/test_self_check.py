@@ -491,6 +491,63 @@ def test_a_gradient_of_rows_that_cancel_is_no_disagreement():
     assert not counted.gradient_error(x, u.abs(), 1.01 * u.abs().sum(0)).within(counted.check.tolerance())
 
 
+class Larger(nn.Module):
+    """The larger of two features, as a maximum pooling takes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(torch.maximum(self.a(x), self.b(x))))
+
+
+def gradient_of(model, x, u):
+    return torch.cat([g.flatten() for g in torch.autograd.grad((model(x) * u).sum(), list(model.parameters()))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_derivative_on_the_other_side_of_a_tie_is_no_disagreement(dtype):
+    """The pooling of images has such ties: which number is the largest depends on the last digit of a convolution."""
+    model = network(Larger).to(dtype)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    with torch.no_grad():  # at row 2, unit 0 has equal features of different weights
+        d = model.a.weight[0].double() - model.b.weight[0].double()
+        bias = float(model.a.bias[0].double() - model.b.bias[0].double())
+        x[2] -= (d @ x[2] + bias) / (d @ d) * d
+        x = x.to(dtype)
+        assert abs(float((model.a(x) - model.b(x))[2, 0])) < 10 * torch.finfo(dtype).eps
+    u = torch.randn(6, 3, generator=torch.Generator().manual_seed(5)).to(dtype)
+    g = gradient_of(model, x, u)
+    # The gradient by unit 0 of row 2 goes to the other feature.
+    hidden = model.head.weight[:, 0] @ u[2] * (1 - torch.tanh(model.a(x)[2, 0]) ** 2)
+    other = g.clone()
+    a_first = bool((model.a(x) > model.b(x))[2, 0])
+    gives, takes = ("a", "b") if a_first else ("b", "a")
+    slices = Network(model, NAMES).subset.slices
+    for name, amount in (("weight", hidden * x[2]), ("bias", hidden)):
+        n = 4 if name == "weight" else 1
+        for part, sign in ((gives, -1), (takes, 1)):
+            start = slices[f"{part}.{name}"].start
+            other[start : start + n] += sign * amount.detach()
+    checked = Network(model, NAMES)
+    error = float((other - g).norm() / g.norm())
+    assert error > 10 * checked.check.tolerance()
+    assert checked.gradient_error(x, u, other).within(checked.check.tolerance())
+    assert not checked.gradient_error(x, u, g + 5 * (other - g)).within(checked.check.tolerance())
+    without = torch.tensor([0, 1, 3, 4, 5])
+    wrong = gradient_of(model, x[without], u[without]) + (other - g)
+    assert not checked.gradient_error(x[without], u[without], wrong).within(checked.check.tolerance())
+    # The same by forward mode, along a direction in which both sides differ.
+    r = torch.randn(len(g), generator=torch.Generator().manual_seed(6), dtype=torch.float64).to(dtype)
+    jvp = u * (other @ r) / u.square().sum()
+    assert checked.check.directional_error(x, u, jvp, r).within(checked.check.tolerance())
+    assert not checked.check.directional_error(x, u, 1.5 * jvp, r).within(checked.check.tolerance())
+
+
+NAMES = ["a.weight", "a.bias", "b.weight", "b.bias", "head.weight", "head.bias"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e3])
 @pytest.mark.parametrize(("likelihood", "c"), [("binary", 1), ("classification", 3)])

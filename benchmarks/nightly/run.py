@@ -1,0 +1,36 @@
+"""The set: its tasks and methods, run by `bdl-bench compare`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["METHODS", "SEEDS", "TASKS", "run"]
+
+TASKS = ("concrete", "mnist-5k", "r8-lora")
+"""A regression, LeNet on 3,000 real images with shifts, and MiniLM with adapters on newswire with OOD rows."""
+METHODS = (
+    *("map", "temperature-scaling", "ensemble", "dropout", "swag", "laplace-kron", "laplace-diag"),
+    *("last-layer-laplace", "regvar", "regvar-amortized", "mean-field-vi", "ivon"),
+)
+"""One or two of each family that take seconds to two minutes on the largest task."""
+SEEDS = 3
+
+
+def run(directory: Path, *, seeds: int = SEEDS, jobs: int = 1) -> None:
+    """Run the set; an earlier run in the directory is resumed.
+
+    Args:
+        directory: of records and report.
+        seeds: number of seeds.
+        jobs: concurrent jobs of one thread each.
+
+    Raises:
+        subprocess.CalledProcessError: if the command ends with an error other than a run that failed.
+    """
+    words = ["compare", *TASKS, "--methods", ",".join(METHODS), "--seeds", str(seeds), "--jobs", str(jobs)]
+    command = [sys.executable, "-m", "bdl_bench", *words, "--out", str(directory)]
+    done = subprocess.run(command, check=False)
+    if done.returncode not in (0, 1):  # 1: a run failed; its results are missing in the snapshot, which is judged
+        raise subprocess.CalledProcessError(done.returncode, command)
