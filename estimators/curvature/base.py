@@ -60,6 +60,10 @@ class Precision(ABC):
         """J A⁻¹ Jᵀ (M, C, C) at M rows x."""
         return torch.cat([self.covariance(jacobian) for jacobian in _jacobians(network, x)])
 
+    def joint_covariance_at(self, network: Network, x: PyTree) -> Tensor | None:  # noqa: ARG002
+        """J A⁻¹ Jᵀ (M, C, M, C) between M rows x; None if there is no cheaper way than from their Jacobian."""
+        return None
+
 
 class _Solve(torch.autograd.Function):
     """v → A⁻¹ v (K, P). The map is linear and symmetric, so that its derivative is the map itself, to any order."""

@@ -17,6 +17,7 @@ from estimators.likelihoods.prediction import Prediction
 from estimators.models.exclusive import exclusively, wants_graph
 from estimators.models.function_checks import check_displaced_outputs
 from estimators.models.functionals import ComposedNetwork, Functional
+from estimators.models.network import Network
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree, split_rows, without_graph
 from estimators.option_checks import checked_integer, checked_seed
@@ -24,10 +25,28 @@ from estimators.persistence.weight_checksum import check_unchanged
 from estimators.runtime.memory import check_fits_memory, rows_per_chunk
 from estimators.runtime.module_wrappers import plain_names
 
-__all__ = ["WeightSpaceMixin"]
+__all__ = ["WeightSpaceMixin", "check_jacobian_fits"]
 
 _MATRIX_COPIES = 3
 """Matrices of the size of the result that its computation needs: the result, unit vectors, and a product."""
+
+
+def check_jacobian_fits(network: Network, n_rows: int, n_outputs: int) -> int:
+    """Return the bytes of one row of J (M, C, P).
+
+    Args:
+        network: with P weights.
+        n_rows: M.
+        n_outputs: C.
+
+    Raises:
+        TooLargeError: if J does not fit into memory as a whole.
+    """
+    row_bytes = n_outputs * network.n_parameters * network.theta.element_size()
+    remedy = "fewer rows, or a smaller subset_of_weights."
+    what = f"the Jacobian of {n_rows} rows with {n_outputs} outputs by {network.n_parameters} weights"
+    check_fits_memory(what, 2 * n_rows * row_bytes, device=network.theta.device, remedy=remedy)
+    return row_bytes
 
 
 class WeightSpaceMixin(CloningMixin):
@@ -264,13 +283,9 @@ class WeightSpaceMixin(CloningMixin):
 
     def _jacobian_rows(self, x: PyTree, n_rows: int, n_outputs: int) -> Iterator[Tensor]:
         """Yield J of chunks of rows; raise TooLargeError if J does not fit into memory as a whole."""
-        network = self.network_
-        row_bytes = n_outputs * network.n_parameters * network.theta.element_size()
-        remedy = "fewer rows, or a smaller subset_of_weights."
-        what = f"the Jacobian of {n_rows} rows with {n_outputs} outputs by {network.n_parameters} weights"
-        check_fits_memory(what, 2 * n_rows * row_bytes, device=network.theta.device, remedy=remedy)
+        row_bytes = check_jacobian_fits(self.network_, n_rows, n_outputs)
         for part in split_rows(x, rows_per_chunk(4 * row_bytes)):
-            yield network.jacobian(part)
+            yield self.network_.jacobian(part)
 
     @exclusively
     def posterior_precision(self) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from estimators.curvature.base import Precision
 from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.weight_space import check_jacobian_fits
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.numerics.pytrees import PyTree
 
@@ -45,6 +46,11 @@ class LinearizedPosterior(UncertaintyEstimator):
 
     def _covariance(self, x: PyTree) -> Tensor:
         return self._precision_at(x).covariance_at(self.network_, x)
+
+    def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:
+        check_jacobian_fits(self.network_, *f.shape)
+        found = self._precision_at(x).joint_covariance_at(self.network_, x)
+        return super()._joint_covariance(x, f) if found is None else found
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return self.network_.outputs(x) + self.network_.jvp(x, self._weight_displacements(n_samples, generator))

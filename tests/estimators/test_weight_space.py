@@ -98,6 +98,21 @@ def test_kron_with_fewer_rows_than_inputs_has_the_prior_outside_of_their_span(ma
     covariance = laplace.posterior_covariance()
     close(laplace.posterior_variance(), covariance.diagonal(), rtol=1e-9)
     close(laplace.posterior_precision() @ covariance, torch.eye(len(covariance)).double(), rtol=1e-8)
+    jacobian, _ = laplace.jacobians(problem.query)
+    joint = torch.einsum("mcp,pq,ndq->mcnd", jacobian, covariance, jacobian)
+    close(laplace.joint_covariance(problem.query), joint, rtol=1e-9)
+
+
+@pytest.mark.parametrize("structure", ["kron", "ekfac", "diag"])
+def test_the_joint_covariance_of_convolutions_is_that_of_their_dense_posterior(structure, make_problem):
+    """Weights that are used at many positions, beside parameters without factors."""
+    layers = nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3), nn.Tanh(), nn.Flatten(), nn.Linear(27, 2)
+    problem = make_problem("classification", nn.Sequential(*layers), (2, 5, 5), n=11)
+    options = {"prior_precision": {"0.*": 0.4, "*": 1.9}, "hessian_structure": structure}
+    laplace = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+    jacobian, _ = laplace.jacobians(problem.query)
+    joint = torch.einsum("mcp,pq,ndq->mcnd", jacobian, laplace.posterior_covariance(), jacobian)
+    close(laplace.joint_covariance(problem.query), joint, rtol=1e-9)
 
 
 def test_matrices_that_do_not_fit_raise_before_they_are_made(posterior_fit, monkeypatch):

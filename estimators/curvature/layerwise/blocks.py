@@ -146,6 +146,17 @@ class BlockPrecision(Precision):
 
         return self._by_rows(network, x, covariance)
 
+    def joint_covariance_at(self, network: Network, x: PyTree) -> Tensor:
+        layers = LayerwiseJacobian(network, x, self.layout.maps)
+        # Rows J A^(−½), of which the Gram matrix is the covariance; bases are applied to factors, not to whole rows.
+        white = []
+        for rows in layers.rows_at(x):
+            parts = [block.whitened(rows.factors[name]) for name, block in self.blocks.items()]
+            white.append(torch.cat([*parts, to_algebra_dtype(rows.other_rows) * self.others.rsqrt()], dim=-1))
+        joined = torch.cat(white)
+        (m, c, _), flat = joined.shape, joined.flatten(0, 1)
+        return (flat @ flat.T).reshape(m, c, m, c).to(network.theta.dtype)
+
     def _by_rows(self, network: Network, x: PyTree, read: Callable[[LayerwiseRows], Tensor]) -> Tensor:
         """Apply `read` to the Jacobian rows at x, a chunk at a time, and join the results."""
         layers = LayerwiseJacobian(network, x, self.layout.maps)

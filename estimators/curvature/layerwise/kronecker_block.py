@@ -131,6 +131,15 @@ class KroneckerBlock:
             products = products + (inside[:, None] @ outputs).flatten(2) @ outputs.flatten(2).transpose(1, 2)
         return covariance + products / self.outside
 
+    def whitened(self, rows: JacobianFactors) -> Tensor:
+        """J A^(−½) (M, K, n) at M rows with K cotangents, up to a rotation."""
+        rows = rows.to(self.eigenvalues.dtype)
+        inside = (self.jacobians(rows) * self.eigenvalues.rsqrt()).flatten(2)
+        if self.outside is None:
+            return inside
+        outside = self._outside_part(rows.jacobians()) * self.outside.rsqrt()
+        return torch.cat([inside, outside.flatten(2)], dim=-1)
+
     @cached_property
     def _allows_float32(self) -> bool:
         """Whether rows in float32 may be computed with in float32."""
