@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import isfinite
 from typing import Protocol
@@ -48,6 +48,8 @@ class Overall:
         has_copies: whether a task with that number has more seeds, of which some have identical predictions.
         left_out: methods without a mean over these tasks: they miss a task or seed, or a value is not finite.
         fewest_seeds: names of the tasks with `n_seeds` distinct seeds, if others have more.
+        missing_tasks: names of the tasks on which a method of `left_out` misses a seed or has a value that is not
+            finite, by method.
     """
 
     tasks: list[str]
@@ -61,6 +63,7 @@ class Overall:
     has_copies: bool = False
     left_out: Sequence[str] = ()
     fewest_seeds: Sequence[str] = ()
+    missing_tasks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def best(self) -> str:
@@ -139,6 +142,7 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         for m in methods
         if m != BASELINE and BASELINE in methods
     }
+    left_out = [m for m in _all_methods(tasks) if m not in means]
     n_seeds = min(t.design.n_distinct for t in group)
     fewest = [t.name for t in group if t.design.n_distinct == n_seeds]
     return Overall(
@@ -156,8 +160,9 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         n_seeds,
         len(tasks),
         any(t.design.n_distinct == n_seeds < len(t.design.seeds) for t in group),
-        [m for m in _all_methods(tasks) if m not in means],
+        left_out,
         fewest if len(fewest) < len(group) else [],
+        {m: [t.name for t in group if _mean(t, m) is None] for m in left_out},
     )
 
 

@@ -27,6 +27,8 @@ __all__ = ["Answer", "Evidence", "Recommendation", "recommendation"]
 
 _MORE_SEEDS = 10
 """Seeds that are advised at least, to find smaller differences."""
+_MOST_TASKS = 3
+"""Tasks that are named beside a method that misses them."""
 _QUICK = 10
 """Multiple of the time of the cheapest method up to which another one is quick."""
 _NOT_BETTER: dict[Verdict, str] = {
@@ -131,8 +133,13 @@ def _left_out(found: Overall) -> str:
     text = f" {POSTERIOR} is a reference and is left out." if POSTERIOR in found.means else ""
     missing = [m for m in found.left_out if m != POSTERIOR]
     if missing:
-        text += f" Left out, because of missing tasks or seeds, or values that are not finite: {join_names(missing)}."
+        named = [_with_tasks(m, found.missing_tasks.get(m, ())) for m in missing]
+        text += f" Left out, because of missing tasks or seeds, or values that are not finite: {join_names(named)}."
     return text
+
+
+def _with_tasks(method: str, tasks: Sequence[str]) -> str:
+    return f"{method} ({join_names(tasks, most=_MOST_TASKS)})" if tasks else method
 
 
 def _keep(found: Overall) -> str:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from estimators.errors import DerivativeRouteWarning, ModelError
 from estimators.models.disagreement import (
@@ -33,6 +32,7 @@ from estimators.models.disagreement import (
     largest_parameter_error,
 )
 from estimators.models.input_kinds import InputKinds
+from estimators.models.kinks import with_kinks, with_round_off
 from estimators.models.known_gradients import KnownGradients
 from estimators.models.subsets import Subset
 from estimators.models.user_module import UserModule
@@ -55,10 +55,6 @@ _CANCELLATION = 1e-4
 """Size of a gradient, relative to one with other weights of the rows, below which its rows cancel."""
 _CANCELLED = 1e3
 """Largest error of a second derivative whose terms cancel, in units of eps times its usual size."""
-_KINK_TRIALS = 8
-"""Changes of the inputs by round-off. With one kink each of them passes it with probability ½."""
-_LARGEST_KINK = 0.5
-"""Relative error above which a disagreement is none of a kink."""
 OUTPUTS, DISPLACED = "outputs", "displaced weights"
 """Names in the report of the comparisons that are not of a derivative."""
 
@@ -268,29 +264,14 @@ class SelfCheck:
         change: Callable[[Tensor, Tensor], Disagreement],
         names: Sequence[str] | None = None,
     ) -> Disagreement:
-        """The error with an allowance for kinks: changes of g when the inputs change by round-off.
+        """The error with an allowance for kinks; `change` is the relative change from Jᵀu to another gradient."""
 
-        Which number is the largest of a pool, or the sign before a ReLU, may depend on the last digit. Two right routes
-        then have the derivatives of two sides of a kink. `change` is the relative change from g to another gradient.
-        Integers are no inputs with round-off.
-        """
-        if found.within(self.tolerance()) or not found.error <= _LARGEST_KINK:
-            return found
-        g, largest = self._gradient(x, u, names), 0.0
-        for _ in range(_KINK_TRIALS):
-            near = pytree.tree_map_only(Tensor, self._with_round_off, x)
+        def by_round_off() -> Disagreement:
             with self.counted():
-                other = self.reference.vjp(near, u[None], names)[0]
-            largest = max(largest, change(g, other).error)
-            if found.error <= 2 * largest:
-                return replace(found, allowance=found.error / self.tolerance())
-        return found
+                near = self.reference.vjp(with_round_off(x, self.random), u[None], names)[0]
+            return change(self._gradient(x, u, names), near)
 
-    def _with_round_off(self, tensor: Tensor) -> Tensor:
-        """The tensor with relative changes by a few units in the last place; zeros stay 0."""
-        if not tensor.is_floating_point():
-            return tensor
-        return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * self.random(tensor))
+        return with_kinks(found, self.tolerance(), by_round_off)
 
     def cotangent_and_gradient(self, x: PyTree, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The cotangent u (B, C) that a function makes from the outputs f (B, C), and Jᵀu (P,) by plain autograd.

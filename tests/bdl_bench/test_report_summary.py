@@ -239,6 +239,8 @@ def test_a_method_that_misses_a_seed_or_a_task_is_left_out_of_the_means_over_tas
             write_record(task, method, seed, scale=0.1 * len(method))
     found = build(tmp_path).summary.overall
     assert (sorted(found.means), sorted(found.left_out)) == (["laplace", "map"], ["ensemble", "swag"])
+    assert found.missing_tasks == {"ensemble": ["a", "b"], "swag": ["b"]}
+    assert "not finite: ensemble (a, b), swag (b)." in build(tmp_path).summary.recommendation.reason
     assert found.without("swag").left_out == ["ensemble"]
 
 

@@ -40,7 +40,7 @@ def critical_difference_figure(ranking: Ranking, palette: Palette) -> Drawing:
             _name(
                 axes,
                 method,
-                f"{ranks[method]:.1f}",
+                f"{ranks[method]:.2f}",
                 position(ranks[method]),
                 top,
                 y,
