@@ -28,6 +28,8 @@ _MARKS = {"better": "$^{+}$", "worse": "$^{-}$"}
 _TEST = ("cls/", "reg/", "cal/", "cov/", "cp/")
 _MOST_COLUMNS = 6
 """Columns of a table, so that it fits a page; `--metrics` selects others."""
+_MOST_ROWS, _ROWS_OF_RULES = 44, 3
+"""Rows of the summary on one page, and the height of the head and rules of a part, in rows."""
 _MOST_TASKS = 4
 """Tasks in one part of the summary, beside the mean over the tasks and the time."""
 
@@ -56,13 +58,16 @@ def to_latex(report: Report) -> dict[str, str]:
 
 
 def _summary(summary: Summary) -> str:
-    tabulars = [
-        _summary_block(summary, block, first=i == 0) for i, block in enumerate(summary.column_blocks(_MOST_TASKS))
-    ]
+    blocks = summary.column_blocks(_MOST_TASKS)
+    tabulars = [_summary_block(summary, block, first=block is blocks[0]) for block in blocks]
+    n_parts = max(1, _MOST_ROWS // (len(summary.rows) + _ROWS_OF_RULES))
     common = _common_metric(summary)
     of = "all tasks" if common is None else f"all tasks, {_escaped(common.label)}{_ARROWS[common.better]}"
     caption = f"All methods on {of}: means over seeds $\\pm$ half of the 95\\,\\% interval. "
-    return _table(tabulars, caption + _reading(), "summary")
+    first, *others = (tabulars[start : start + n_parts] for start in range(0, len(tabulars), n_parts))
+    tables = [_table(first, caption + _reading(), "summary")]
+    tables += [_table(part, "All methods, continued.", f"summary-{i}") for i, part in enumerate(others, start=2)]
+    return "\n".join(tables)
 
 
 def _common_metric(summary: Summary) -> Metric | None:

@@ -25,11 +25,13 @@ def on_single_tasks(tasks: Sequence[TaskScores]) -> Answer | None:
     Returns:
         The answer; None for fewer than two tasks, or if no method could be tested against the baseline.
     """
-    if len(tasks) < 2 or not any(verdict not in {None, "unknown"} for t in tasks for verdict in _verdicts(t).values()):
+    tested = [any(verdict not in {None, "unknown"} for verdict in _verdicts(t).values()) for t in tasks]
+    if len(tasks) < 2 or not any(tested):
         return None
     found = {word: [text for t in tasks if (text := _named(t, word))] for word in ("better", "worse")}
     sentences = [f"Significantly {word} than {BASELINE}: {'; '.join(texts)}." for word, texts in found.items() if texts]
-    return Answer("On single tasks", " ".join(sentences) or f"No significant difference from {BASELINE}.")
+    none = f"No significant difference from {BASELINE}{'' if all(tested) else ' on those that were tested'}."
+    return Answer("On single tasks", " ".join(sentences) or none)
 
 
 def _verdicts(task: TaskScores) -> dict[str, Verdict | None]:

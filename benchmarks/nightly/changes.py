@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from statistics import fmean
 from typing import Literal
 
 from bdl_bench.metrics import METRICS
-from benchmarks.nightly.snapshot import KEYS, MethodResult, Snapshot
+from benchmarks.nightly.snapshot import LIKELIHOODS, MethodResult, Snapshot
 
 __all__ = ["Change", "changes"]
 
@@ -23,9 +24,10 @@ class Change:
         task: name of the task.
         method: name of the method.
         verdict: by the negative log-likelihood, tuned, mean over the common seeds: "same" if it differs by less than
-            the smallest relevant difference; "new" or "missing" if one of the snapshots has no common seed.
-        mean: of the later value minus the earlier one; None without a common seed.
-        largest: absolute difference of a seed; None without a common seed.
+            the smallest relevant difference; "missing" if the later snapshot lacks a seed of the earlier one; "new" if
+            the earlier one has none; "worse" if a value of the later one is not finite.
+        mean: of the later value minus the earlier one; None if they were not compared.
+        largest: absolute difference of a seed; None if they were not compared.
     """
 
     task: str
@@ -55,19 +57,22 @@ def changes(earlier: Snapshot, later: Snapshot) -> list[Change]:
 
 
 def _change(task: str, method: str, earlier: MethodResult | None, later: MethodResult | None) -> Change:
-    if later is None:
+    before, after = _likelihoods(earlier), _likelihoods(later)
+    key = next((key for key in LIKELIHOODS if key in before or key in after), LIKELIHOODS[0])
+    known = {seed: value for seed, value in before.get(key, {}).items() if isfinite(value)}
+    values = after.get(key, {})
+    if not known:
+        return Change(task, method, "new" if values else "missing")
+    if not known.keys() <= values.keys():
         return Change(task, method, "missing")
-    if earlier is None:
-        return Change(task, method, "new")
-    key = next(key for key in KEYS if key in later.scores)
-    before, after = earlier.scores.get(key, {}), later.scores[key]
-    differences = [after[seed] - before[seed] for seed in after if seed in before]
-    if not differences:
-        return Change(task, method, "new")
-    mean = fmean(differences)
-    metric = _METRICS[key]
-    if abs(mean) < metric.smallest_relevant(fmean(before.values())):
-        verdict: Verdict = "same"
-    else:
-        verdict = "worse" if (mean > 0) == (metric.better == "lower") else "better"
-    return Change(task, method, verdict, mean, max(map(abs, differences)))
+    differences = [values[seed] - known[seed] for seed in known]
+    if not all(map(isfinite, differences)):
+        return Change(task, method, "worse")
+    mean, largest = fmean(differences), max(map(abs, differences))
+    if abs(mean) < _METRICS[key].smallest_relevant(fmean(known.values())):
+        return Change(task, method, "same", mean, largest)
+    return Change(task, method, "worse" if mean > 0 else "better", mean, largest)
+
+
+def _likelihoods(result: MethodResult | None) -> dict[str, dict[str, float]]:
+    return {} if result is None else {key: result.scores[key] for key in LIKELIHOODS if key in result.scores}

@@ -10,7 +10,7 @@ from bdl_bench.metrics import METRICS
 from bdl_bench.report.formatting import MINUS
 from benchmarks.markdown import table
 from benchmarks.nightly.changes import Change, changes
-from benchmarks.nightly.snapshot import KEYS, MethodResult, Snapshot
+from benchmarks.nightly.snapshot import KEYS, LIKELIHOODS, MethodResult, Snapshot
 from estimators.runtime.units import in_seconds
 
 __all__ = ["sentence", "to_markdown"]
@@ -105,4 +105,4 @@ def _history(snapshots: Sequence[Snapshot]) -> str:
 
 
 def _nll(result: MethodResult) -> dict[str, float]:
-    return result.scores[next(key for key in KEYS if key in result.scores)]
+    return next((result.scores[key] for key in LIKELIHOODS if key in result.scores), {})

@@ -14,10 +14,12 @@ from bdl_bench.report.results import TaskResults, group_by_task, load_records
 from estimators.errors import StateError
 from estimators.persistence.atomic import write_text
 
-__all__ = ["KEYS", "MethodResult", "Snapshot", "load", "of_run", "save"]
+__all__ = ["KEYS", "LIKELIHOODS", "MethodResult", "Snapshot", "load", "of_run", "save"]
 
-KEYS = ("reg/NLL", "cls/NLL", "reg/RMSE", "cls/Acc")
-"""The metrics that are kept; the negative log-likelihood, which is judged, comes first."""
+LIKELIHOODS = ("reg/NLL", "cls/NLL")
+"""The negative log-likelihoods, by which changes are judged."""
+KEYS = (*LIKELIHOODS, "reg/RMSE", "cls/Acc")
+"""The metrics that are kept."""
 
 
 @dataclass(frozen=True)

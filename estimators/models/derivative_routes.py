@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from estimators.errors import EstimatorError, ModelError
 from estimators.models.disagreement import Disagreement
@@ -53,6 +54,7 @@ class DerivativeRoutes:
         x: PyTree,
         routes: Sequence[tuple[str, Callable[[], R]]],
         difference: Callable[[R], Disagreement] | None,
+        of_rows: Callable[[R, Tensor], Disagreement] | None = None,
     ) -> R:
         """Compute by the fastest route that agrees with plain autograd at x; a route that disagreed is not tried again.
 
@@ -62,6 +64,7 @@ class DerivativeRoutes:
             x: inputs of B rows.
             routes: names and computations, from fast to slow; the last is plain autograd.
             difference: the error of a result against plain autograd; None if it need not be compared.
+            of_rows: the same with the cotangents of each row times its weight (B,), 0 or 1, by which kinks are found.
 
         Returns:
             The result of the route.
@@ -74,7 +77,7 @@ class DerivativeRoutes:
         for i, (name, compute) in list(enumerate(routes[:-1]))[self.first.get(what, 0) :]:
             reason = ""
             for swap in (BY_NAME, BY_IDENTITY) if self.swap == BY_NAME else (BY_IDENTITY,):
-                found = self._attempt(check, what, x, compute, difference, swap)
+                found = self._attempt(check, what, x, compute, difference, of_rows, swap)
                 if not isinstance(found, _Rejected):
                     check.report.routes[what] = name
                     return found
@@ -83,7 +86,7 @@ class DerivativeRoutes:
             check.report.record_fallback(what, name, reason, instead=routes[i + 1][0])
         name, compute = routes[-1]
         check.report.routes[what] = name
-        return _by_plain_autograd(check, what, x, compute, difference)
+        return _by_plain_autograd(check, what, x, compute, difference, of_rows)
 
     def _attempt(
         self,
@@ -92,6 +95,7 @@ class DerivativeRoutes:
         x: PyTree,
         compute: Callable[[], R],
         difference: Callable[[R], Disagreement] | None,
+        of_rows: Callable[[R, Tensor], Disagreement] | None,
         swap: str,
     ) -> R | _Rejected:
         """The result of a route with parameters swapped in one way, or why it is rejected."""
@@ -104,7 +108,7 @@ class DerivativeRoutes:
             if is_final_error(error):
                 raise
             return _Rejected(f"fails ({short(error)})")
-        if found is not None and not found.within(check.tolerance()):
+        if found is not None and not _agrees(check, x, result, found, of_rows):
             self.swap = before
             return _Rejected(str(found))
         if found is not None:
@@ -134,8 +138,26 @@ def plain_autograd() -> Iterator[None]:
         ) from error
 
 
+def _agrees(
+    check: SelfCheck,
+    x: PyTree,
+    result: R,
+    found: Disagreement,
+    of_rows: Callable[[R, Tensor], Disagreement] | None,
+) -> bool:
+    """Whether an error is round-off, or that of rows with kinks."""
+    if found.within(check.tolerance()):
+        return True
+    return of_rows is not None and check.differs_at_kinks_only(x, lambda weights: of_rows(result, weights))
+
+
 def _by_plain_autograd(
-    check: SelfCheck, what: str, x: PyTree, compute: Callable[[], R], difference: Callable[[R], Disagreement] | None
+    check: SelfCheck,
+    what: str,
+    x: PyTree,
+    compute: Callable[[], R],
+    difference: Callable[[R], Disagreement] | None,
+    of_rows: Callable[[R, Tensor], Disagreement] | None,
 ) -> R:
     """The result of plain autograd; compared too, since rows one at a time may differ from all rows together."""
     with plain_autograd():
@@ -143,7 +165,7 @@ def _by_plain_autograd(
         found = None if difference is None else difference(result)
     if found is None:
         return result
-    if not found.within(check.tolerance()):
+    if not _agrees(check, x, result, found, of_rows):
         raise ModelError(
             "a network whose gradient at a row does not depend on the other rows",
             received=f"one whose gradient of a row alone {found}",

@@ -12,14 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = [
-    "WHOLE_NORM_SHARE",
-    "Disagreement",
-    "change_along_direction",
-    "error_along_direction",
-    "largest_parameter_error",
-    "relative_error",
-]
+__all__ = ["WHOLE_NORM_SHARE", "Disagreement", "error_along_direction", "largest_parameter_error", "relative_error"]
 
 WHOLE_NORM_SHARE = 1e-2
 """Share of the norm of the whole gradient that is added to the norm of one parameter's gradient in a relative error.
@@ -90,12 +83,6 @@ def error_along_direction(u: Tensor, jvp: Tensor, gradient: Tensor, r: Tensor) -
     terms = gradient.double() * r.double()
     difference = float((u.double() * jvp.double()).sum() - terms.sum())
     return Disagreement(relative_error(abs(difference), float(terms.norm())), None)
-
-
-def change_along_direction(other: Tensor, gradient: Tensor, r: Tensor) -> Disagreement:
-    """The change from ⟨g, r⟩ to that of another gradient, relative to the norm of the terms g_i r_i."""
-    terms, others = gradient.double() * r.double(), other.double() * r.double()
-    return Disagreement(relative_error(abs(float((others - terms).sum())), float(terms.norm())), None)
 
 
 def relative_error(error: float, scale: float) -> float:

@@ -24,7 +24,7 @@ from estimators.models.jacobian_factors import FACTORS, JacobianFactors, Layerwi
 from estimators.models.kernels import differentiable
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearCall, LinearCallTracer, LinearMap
-from estimators.models.network import Network
+from estimators.models.network import Network, weighted
 from estimators.models.subsets import complex_of
 from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows, split_rows, tensors_of
 from estimators.numerics.vectorize import over_rows
@@ -190,8 +190,8 @@ class LayerwiseJacobian:
             made_here = cotangents if isinstance(cotangents, Tensor) else cotangents(self.network.outputs(x))
             return self._rows(x, made_here)
         if isinstance(cotangents, Tensor):
-            rows, found = self._rows_and_error(x, cotangents)
-            self._record(x, found)
+            rows = self._rows(x, cotangents)
+            self._record(x, self._error(x, rows, cotangents), rows, cotangents)
             return rows
         made: list[tuple[Tensor, Tensor]] = []
 
@@ -203,31 +203,34 @@ class LayerwiseJacobian:
         with plain_autograd():
             u, g = check.cotangent_and_gradient(x, weighted_cotangent)
         rows = self._rows(x, made[0][0])
-        self._record(x, check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g))
+        found = check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g)
+        self._record(x, found, rows, made[0][0])
         return rows
 
-    def _rows_and_error(self, x: PyTree, cotangents: Tensor) -> tuple[LayerwiseRows, Disagreement]:
-        """Jacobian rows at x, vectorised over rows, and their error against plain autograd."""
-        rows, c = self._rows(x, cotangents), self.network.check.random(cotangents[..., 0])
-        weighted = torch.einsum("mk,mkc->mc", c, cotangents)
-        return rows, self.network.gradient_error(x, weighted, self._contracted(rows, c))
+    def _error(self, x: PyTree, rows: LayerwiseRows, cotangents: Tensor, weights: Tensor | None = None) -> Disagreement:
+        """The error of Jacobian rows against plain autograd, with weights (M,) of the rows of x."""
+        c = weighted(self.network.check.random(cotangents[..., 0]), weights)
+        u = torch.einsum("mk,mkc->mc", c, cotangents)
+        return self.network.gradient_error(x, u, self._contracted(rows, c))
 
     def _checked_rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
         """Jacobian rows at x, vectorised over rows; raise UnsupportedError if they disagree with plain autograd."""
-        rows, found = self._rows_and_error(x, cotangents)
-        self._require(found)
+        rows = self._rows(x, cotangents)
+        self._require(x, self._error(x, rows, cotangents), rows, cotangents)
         return rows
 
-    def _record(self, x: PyTree, found: Disagreement) -> None:
+    def _record(self, x: PyTree, found: Disagreement, rows: LayerwiseRows, cotangents: Tensor) -> None:
         """Record a comparison of the factors at x; raise UnsupportedError if they disagree with plain autograd."""
-        self._require(found)
+        self._require(x, found, rows, cotangents)
         self.network.check.report.record_agreement(FACTORS, n_rows(x), found.error)
         self.network.check.report.routes[FACTORS] = "torch.func, vectorised over rows"
 
-    def _require(self, found: Disagreement) -> None:
-        """Raise UnsupportedError if factors disagree with plain autograd."""
+    def _require(self, x: PyTree, found: Disagreement, rows: LayerwiseRows, cotangents: Tensor) -> None:
+        """Raise UnsupportedError if factors disagree with plain autograd, other than at rows with kinks."""
         check = self.network.check
         if found.within(check.tolerance()):
+            return
+        if check.differs_at_kinks_only(x, lambda weights: self._error(x, rows, cotangents, weights)):
             return
         check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
         raise _hidden_use(f"factors of layers whose gradient {found}")

@@ -84,13 +84,13 @@ class Network(NetworkFunction):
         """J v (K, B, C) by the rows of J, of plain autograd, if these are fewer than the vectors."""
         what = "J v at few rows"
 
-        def difference(products: Tensor) -> Disagreement:
-            c, u = self.check.random(vectors[:, 0]), self.check.cotangent(x, products[0])
+        def difference(products: Tensor, weights: Tensor | None = None) -> Disagreement:
+            c, u = self.check.random(vectors[:, 0]), weighted(self.check.cotangent(x, products[0]), weights)
             return self._directional_error(x, u, torch.tensordot(c, products, dims=1), c @ vectors)
 
         routes = [("rows of J by plain autograd", lambda: self._two_reverse_passes(x, vectors))]
         is_due = self.check.is_due(what, x, len(vectors))
-        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None)
+        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None, difference)
 
     def _calls(self, what: str, x: PyTree, vectors: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """The vectors of each vectorised call, and whether it is to be compared: once per number of vectors."""
@@ -102,8 +102,8 @@ class Network(NetworkFunction):
     def _jvp(self, x: PyTree, vectors: Tensor, probes: Tensor) -> Tensor:
         """J v (K, B, C) of one vectorised call; it is compared if there are random probes (k, P), k > 0."""
 
-        def difference(found: tuple[Tensor, Tensor]) -> Disagreement:
-            c, u = self.check.random(probes[:, 0]), self.check.cotangent(x, found[0][0])
+        def difference(found: tuple[Tensor, Tensor], weights: Tensor | None = None) -> Disagreement:
+            c, u = self.check.random(probes[:, 0]), weighted(self.check.cotangent(x, found[0][0]), weights)
             return self._directional_error(x, u, torch.tensordot(c, found[0], dims=1), c @ probes)
 
         def both(route: Callable[[PyTree, Tensor], Tensor], *, counted_as: str) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -125,7 +125,8 @@ class Network(NetworkFunction):
             ("two reverse passes", both(self._two_reverse_passes, counted_as="backward")),
             ("rows of J by plain autograd", lambda: self._jvp_by_rows(x, probes, vectors)),
         ]
-        return self.routes.first_agreeing(self.check, "J v", x, routes, difference if len(probes) else None)[1]
+        compared = difference if len(probes) else None
+        return self.routes.first_agreeing(self.check, "J v", x, routes, compared, difference)[1]
 
     def _jvp_by_rows(self, x: PyTree, probes: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """J times probes and vectors by the rows of J."""
@@ -345,7 +346,8 @@ class Network(NetworkFunction):
             ("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)),
             ("plain autograd, one row at a time", lambda: self._plain_rows(x)),
         ]
-        return self.routes.first_agreeing(self.check, _ROWS, x, routes, self._rows_difference(x))
+        of_rows = partial(self._rows_error, x)
+        return self.routes.first_agreeing(self.check, _ROWS, x, routes, self._rows_difference(x), of_rows)
 
     def jacobian_with_graph(self, x: PyTree) -> Tensor:
         """Compute the rows of J as differentiable functions of x, by plain autograd, row by row and output by output.
@@ -373,7 +375,9 @@ class Network(NetworkFunction):
             raise _no_graph(f"one for which torch.autograd.grad says: {short(error)}") from error
         found = None if difference is None else difference(jacobian.detach())
         if found is not None and not found.within(self.check.tolerance()):
-            raise _no_graph(f"one whose Jacobian of a row alone {found}")
+            of_rows = partial(self._rows_error, x, jacobian.detach())
+            if not self.check.differs_at_kinks_only(x, of_rows):
+                raise _no_graph(f"one whose Jacobian of a row alone {found}")
         if found is not None:
             self.check.report.record_agreement(_GRAPH_ROWS, rows, found.error)
         self._check_input_derivative(x, jacobian)
@@ -434,14 +438,12 @@ class Network(NetworkFunction):
 
     def _rows_difference(self, x: PyTree, what: str = _ROWS) -> Callable[[Tensor], Disagreement] | None:
         """The comparison of J (B, C, P) at x, Σ u J against Jᵀu; None if it is not due."""
-        if not self.check.is_due(what, x):
-            return None
+        return partial(self._rows_error, x) if self.check.is_due(what, x) else None
 
-        def difference(jacobian: Tensor) -> Disagreement:
-            u = self.check.cotangent(x, jacobian[..., 0])
-            return self.gradient_error(x, u, torch.einsum("bc,bcp->p", u, jacobian))
-
-        return difference
+    def _rows_error(self, x: PyTree, jacobian: Tensor, weights: Tensor | None = None) -> Disagreement:
+        """The error of Σ u J against Jᵀu, with weights (B,) of the rows."""
+        u = weighted(self.check.cotangent(x, jacobian[..., 0]), weights)
+        return self.gradient_error(x, u, torch.einsum("bc,bcp->p", u, jacobian))
 
     def _vectorised_rows(self, x: PyTree) -> Tensor:
         """J (B, C, P) by reverse mode, vectorised over rows."""
@@ -475,13 +477,13 @@ class Network(NetworkFunction):
             ("plain autograd, one row at a time", lambda: self._plain_vjp_by_row(x, cotangents)),
         ]
 
-        def difference(products: Tensor) -> Disagreement:
-            c = self.check.random(cotangents[..., 0])
+        def difference(products: Tensor, weights: Tensor | None = None) -> Disagreement:
+            c = weighted(self.check.random(cotangents[..., 0]), weights)
             u = torch.einsum("bk,bkc->bc", c, cotangents)
             return self.gradient_error(x, u, torch.einsum("bk,bkp->p", c, products))
 
         is_due = self.check.is_due(what, x, cotangents.shape[1])
-        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None)
+        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None, difference)
 
     def _vectorised_vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
         """Jᵀ u (B, K, P) by torch.func, vectorised over rows."""
@@ -508,6 +510,11 @@ class Network(NetworkFunction):
         """How many parameter vectors one vectorised call takes, at least 1."""
         every = self.n_parameters + sum(p.numel() for p in self.frozen.values())  # activations grow with all of them
         return max(1, _VECTORISED_ELEMENTS // every)
+
+
+def weighted(u: Tensor, weights: Tensor | None) -> Tensor:
+    """Cotangents u (B, ...) times weights (B,) of the rows; u itself without weights."""
+    return u if weights is None else u * weights.to(u).reshape(-1, *(1 for _ in u.shape[1:]))
 
 
 def _no_graph(received: str) -> UnsupportedError:

@@ -81,9 +81,11 @@ class _Converting:
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # noqa: ANN401
         """What a pickle keeps: how to make a model of the model's own class, which it can find, and the dtype."""
         reduced: Any = super().__reduce_ex__(protocol)
+        if isinstance(reduced, str):  # the name of a global model
+            return reduced
         make, args, *state = reduced
-        args = tuple(self._plain if arg is type(self) else arg for arg in args)
-        return (_remade, (make, args, self._dtype), *state)
+        make, *args = (self._plain if part is type(self) else part for part in (make, *args))
+        return (_remade, (make, tuple(args), self._dtype), *state)
 
 
 def _remade(make: Callable[..., nn.Module], args: tuple[Any, ...], dtype: torch.dtype) -> nn.Module:

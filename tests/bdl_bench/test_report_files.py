@@ -55,6 +55,16 @@ def test_the_table_of_many_tasks_is_in_parts_that_are_legible(write_record, tmp_
     assert r"All methods on all tasks, NLL $\downarrow$:" in text, "the metric that all columns have"
 
 
+@pytest.mark.parametrize(("n_methods", "n_tables"), [(2, 1), (12, 2), (50, 3)])
+def test_the_tables_of_many_methods_are_on_several_pages(write_record, tmp_path, n_methods, n_tables):
+    for task, i in itertools.product((f"t{i:02d}" for i in range(10)), range(n_methods)):
+        write_record(task, f"m{i:02d}" if i else "map", 0)
+    write_report(tmp_path, latex=True)
+    text = (tmp_path / "tables" / "summary.tex").read_text(encoding="utf-8")
+    assert (text.count(r"\begin{table}"), text.count(r"\begin{tabular}")) == (n_tables, 3)
+    assert len(set(re.findall(r"\\label\{(.*?)\}", text))) == n_tables
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX")
 def test_the_tables_compile(written, tmp_path):
     for path in (written / "tables").iterdir():

@@ -448,6 +448,7 @@ def test_methods_that_differ_from_the_baseline_on_single_tasks_are_named_with_th
     )
     assert single_tasks({"c": tables["c"], "d": tables["c"]}).text == "No significant difference from map."
     unknown = scores_with(laplace="unknown")
+    assert single_tasks({"a": unknown, "c": tables["c"]}).text.endswith("from map on those that were tested.")
     assert single_tasks({"a": unknown, "b": unknown}) is None
     assert single_tasks({"a": tables["a"]}) is None
 

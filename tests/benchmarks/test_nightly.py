@@ -86,11 +86,24 @@ def test_a_change_is_a_relevant_difference_of_the_common_seeds():
     assert verdicts == {"map": "same", "regvar": "worse", "swag": "better", "ivon": "new", "dropout": "missing"}
 
 
-def test_for_an_accuracy_higher_is_better():
-    def with_accuracy(version, value):
-        return Snapshot(version, "2026-01-01", {}, {"a": {"map": MethodResult({"cls/Acc": {"0": value}}, 1.0)}})
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [([1.0, 1.0], [1.0, np.nan], "worse"), ([1.0, 1.0], [1.0, np.inf], "worse"), ([1.0, 1.0], [1.0], "missing"),
+     ([np.nan, 1.0], [7.0, 1.0], "same"), ([np.nan], [1.0], "new"), ([], [1.0], "new"), ([1.0], [], "missing")],
+)  # fmt: skip
+def test_values_that_are_not_finite_and_lost_seeds_are_no_improvements(before, after, verdict):
+    (change,) = changes(snapshot("1", "2026-01-01", a={"map": before}), snapshot("2", "2026-02-01", a={"map": after}))
+    assert change.verdict == verdict
 
-    assert changes(with_accuracy("1", 0.8), with_accuracy("2", 0.9))[0].verdict == "better"
+
+def test_a_method_without_a_likelihood_is_missing_and_the_page_shows_it():
+    def of(version, **scores):
+        return Snapshot(version, "2026-01-01", {}, {"a": {"map": MethodResult(scores, 1.0)}})
+
+    before, after = of("1", **{"reg/NLL": {"0": 1.0}, "reg/RMSE": {"0": 1.0}}), of("2", **{"reg/RMSE": {"0": 9.0}})
+    assert changes(before, after)[0].verdict == "missing"
+    assert "map on a (missing)" in to_markdown([before, after])
+    assert changes(of("1"), of("2"))[0].verdict == "missing"
 
 
 def test_the_page_shows_the_newest_version_beside_the_one_before_it():

@@ -188,17 +188,26 @@ class KeepsItsState(Mlp):
     times_set = 0
 
     def __reduce__(self):
-        return KeepsItsState, (), self.__dict__
+        return self.maker(), (), self.__dict__
+
+    def maker(self):
+        return KeepsItsState
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self.times_set += 1
 
 
+class MakesItsClass(KeepsItsState):
+    def maker(self):
+        return type(self)
+
+
+@pytest.mark.parametrize("kind", [KeepsItsState, MakesItsClass])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda fitted: pickle.loads(pickle.dumps(fitted))])
-def test_a_converted_network_with_pickles_of_its_own_keeps_them(copied):
+def test_a_converted_network_with_pickles_of_its_own_keeps_them(copied, kind):
     _, _, x, y, queries = problem("bfloat16", "classification")
-    fitted = ESTIMATORS["cg"](KeepsItsState().to(BF16).eval(), "classification").fit(loader(x, y))
+    fitted = ESTIMATORS["cg"](kind().to(BF16).eval(), "classification").fit(loader(x, y))
     arrived = copied(fitted)
     assert torch.equal(arrived.variance(queries), fitted.variance(queries))
     assert arrived.model.times_set == fitted.model.times_set + 1

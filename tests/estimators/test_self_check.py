@@ -502,50 +502,81 @@ class Larger(nn.Module):
         return self.head(torch.tanh(torch.maximum(self.a(x), self.b(x))))
 
 
-def gradient_of(model, x, u):
-    return torch.cat([g.flatten() for g in torch.autograd.grad((model(x) * u).sum(), list(model.parameters()))])
+class Jumping(Larger):
+    """Which feature is larger decides on the sign of the output: no kink, but a jump."""
+
+    def forward(self, x):
+        larger = torch.where(self.a(x) > self.b(x), 1.0, -1.0).to(x.dtype)
+        return self.head(torch.tanh(torch.maximum(self.a(x), self.b(x)))) * larger[:, :1]
+
+
+def at_a_tie(kind, dtype):
+    """A network, and 40 inputs of which row 2 has equal features of unit 0."""
+    model = network(kind).to(dtype)
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    with torch.no_grad():
+        d = (model.a.weight - model.b.weight)[0].double()
+        x[2] -= (d @ x[2] + (model.a.bias - model.b.bias)[0].double()) / (d @ d) * d
+        assert abs(float((model.a(x.to(dtype)) - model.b(x.to(dtype)))[2, 0])) < 10 * torch.finfo(dtype).eps
+    found = Network(model, ["a.weight", "a.bias", "b.weight", "b.bias", "head.weight", "head.bias"])
+    return found, x.to(dtype)
+
+
+def on_the_other_side(found, jacobian):
+    """J with the entries of unit 0 of both features exchanged at row 2."""
+    other, slices = jacobian.clone(), found.subset.slices
+    for name, n in (("weight", 4), ("bias", 1)):
+        a, b = (slice(slices[f"{part}.{name}"].start, slices[f"{part}.{name}"].start + n) for part in "ab")
+        other[2, :, a], other[2, :, b] = jacobian[2, :, b], jacobian[2, :, a]
+    return other
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_a_derivative_on_the_other_side_of_a_tie_is_no_disagreement(dtype):
+def test_a_derivative_on_the_other_side_of_a_tie_is_no_disagreement(dtype, monkeypatch):
     """The pooling of images has such ties: which number is the largest depends on the last digit of a convolution."""
-    model = network(Larger).to(dtype)
-    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    with torch.no_grad():  # at row 2, unit 0 has equal features of different weights
-        d = model.a.weight[0].double() - model.b.weight[0].double()
-        bias = float(model.a.bias[0].double() - model.b.bias[0].double())
-        x[2] -= (d @ x[2] + bias) / (d @ d) * d
-        x = x.to(dtype)
-        assert abs(float((model.a(x) - model.b(x))[2, 0])) < 10 * torch.finfo(dtype).eps
-    u = torch.randn(6, 3, generator=torch.Generator().manual_seed(5)).to(dtype)
-    g = gradient_of(model, x, u)
-    # The gradient by unit 0 of row 2 goes to the other feature.
-    hidden = model.head.weight[:, 0] @ u[2] * (1 - torch.tanh(model.a(x)[2, 0]) ** 2)
-    other = g.clone()
-    a_first = bool((model.a(x) > model.b(x))[2, 0])
-    gives, takes = ("a", "b") if a_first else ("b", "a")
-    slices = Network(model, NAMES).subset.slices
-    for name, amount in (("weight", hidden * x[2]), ("bias", hidden)):
-        n = 4 if name == "weight" else 1
-        for part, sign in ((gives, -1), (takes, 1)):
-            start = slices[f"{part}.{name}"].start
-            other[start : start + n] += sign * amount.detach()
-    checked = Network(model, NAMES)
-    error = float((other - g).norm() / g.norm())
-    assert error > 10 * checked.check.tolerance()
-    assert checked.gradient_error(x, u, other).within(checked.check.tolerance())
-    assert not checked.gradient_error(x, u, g + 5 * (other - g)).within(checked.check.tolerance())
-    without = torch.tensor([0, 1, 3, 4, 5])
-    wrong = gradient_of(model, x[without], u[without]) + (other - g)
-    assert not checked.gradient_error(x[without], u[without], wrong).within(checked.check.tolerance())
-    # The same by forward mode, along a direction in which both sides differ.
-    r = torch.randn(len(g), generator=torch.Generator().manual_seed(6), dtype=torch.float64).to(dtype)
-    jvp = u * (other @ r) / u.square().sum()
-    assert checked.check.directional_error(x, u, jvp, r).within(checked.check.tolerance())
-    assert not checked.check.directional_error(x, u, 1.5 * jvp, r).within(checked.check.tolerance())
+    found, x = at_a_tie(Larger, dtype)
+    plain = found._plain_rows(x)
+    other = on_the_other_side(found, plain)
+    assert float((other - plain).sum((0, 1)).norm() / plain.sum((0, 1)).norm()) > 5 * found.check.tolerance()
+    monkeypatch.setattr(Network, "_vectorised_rows", lambda self, x: other)  # noqa: ARG005
+    assert torch.equal(found.jacobian(x), other)
+    assert not found.check.report.disagreements
 
 
-NAMES = ["a.weight", "a.bias", "b.weight", "b.bias", "head.weight", "head.bias"]
+@pytest.mark.parametrize("fault", ["another row", "every row", "at the tie and elsewhere", "a jump"])
+def test_a_wrong_derivative_is_seen_beside_a_tie(fault, monkeypatch):
+    found, x = at_a_tie(Jumping if fault == "a jump" else Larger, torch.float64)
+    plain = found._plain_rows(x)
+    wrong = plain.clone() if fault in ("another row", "every row") else on_the_other_side(found, plain)
+    if fault == "every row":
+        wrong *= 0.8
+    elif fault != "a jump":
+        wrong[7] *= 1.1
+    monkeypatch.setattr(Network, "_vectorised_rows", lambda self, x: wrong)  # noqa: ARG005
+    with pytest.warns(DerivativeRouteWarning, match="rows of J"):
+        assert torch.equal(found.jacobian(x), plain)
+
+
+def test_forward_mode_that_is_wrong_at_every_row_is_seen_where_each_row_has_a_kink(monkeypatch):
+    """Distances from centres that are rows of the data, as prototypes are initialised."""
+
+    class Distances(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.centres, self.head = nn.Parameter(QUERIES.clone()), nn.Linear(4, 2).double()
+
+        def forward(self, x):
+            return self.head((x[:, None] - self.centres).square().sum(-1).clamp(min=1e-30).sqrt())
+
+    found = Network(Distances().eval(), ["centres", "head.weight", "head.bias"])
+    right = Network._forward_mode
+    monkeypatch.setattr(Network, "_forward_mode", lambda self, x, vectors: 0.8 * right(self, x, vectors))
+    vectors = torch.randn(2, found.n_parameters, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.cat([QUERIES, torch.randn(9, 4, generator=torch.Generator().manual_seed(8)).double()])
+    with pytest.warns(DerivativeRouteWarning, match="J v"):
+        products = found.jvp(x, vectors)
+    expected = torch.einsum("bcp,kp->kbc", found._plain_rows(x), vectors)
+    torch.testing.assert_close(products, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
