@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -99,16 +100,17 @@ class DerivativeRoutes:
         swap: str,
     ) -> R | _Rejected:
         """The result of a route with parameters swapped in one way, or why it is rejected."""
-        before, self.swap = self.swap, swap
+        before, self.swap, state = self.swap, swap, check.random_state()
         try:
             result = compute()
+            state = check.random_state()
             found = None if difference is None else difference(result)
         except FAILURES as error:
             self.swap = before
             if is_final_error(error):
                 raise
             return _Rejected(f"fails ({short(error)})")
-        if found is not None and not _agrees(check, x, result, found, of_rows):
+        if found is not None and not _agrees(check, what, x, result, found, of_rows, state):
             self.swap = before
             return _Rejected(str(found))
         if found is not None:
@@ -140,15 +142,17 @@ def plain_autograd() -> Iterator[None]:
 
 def _agrees(
     check: SelfCheck,
+    what: str | None,
     x: PyTree,
     result: R,
     found: Disagreement,
     of_rows: Callable[[R, Tensor], Disagreement] | None,
+    state: Tensor,
 ) -> bool:
     """Whether an error is round-off, or that of rows with kinks."""
     if found.within(check.tolerance()):
         return True
-    return of_rows is not None and check.differs_at_kinks_only(x, lambda weights: of_rows(result, weights))
+    return of_rows is not None and check.differs_at_kinks_only(what, x, partial(of_rows, result), state)
 
 
 def _by_plain_autograd(
@@ -162,10 +166,11 @@ def _by_plain_autograd(
     """The result of plain autograd; compared too, since rows one at a time may differ from all rows together."""
     with plain_autograd():
         result = compute()
+        state = check.random_state()
         found = None if difference is None else difference(result)
     if found is None:
         return result
-    if not _agrees(check, x, result, found, of_rows):
+    if not _agrees(check, None, x, result, found, of_rows, state):
         raise ModelError(
             "a network whose gradient at a row does not depend on the other rows",
             received=f"one whose gradient of a row alone {found}",

@@ -191,9 +191,10 @@ class LayerwiseJacobian:
             return self._rows(x, made_here)
         if isinstance(cotangents, Tensor):
             rows = self._rows(x, cotangents)
-            self._record(x, self._error(x, rows, cotangents), rows, cotangents)
+            self._record(x, rows, cotangents)
             return rows
         made: list[tuple[Tensor, Tensor]] = []
+        state = check.random_state()
 
         def weighted_cotangent(f: Tensor) -> Tensor:
             u = cotangents(f.to(self.network.theta.dtype))
@@ -204,7 +205,7 @@ class LayerwiseJacobian:
             u, g = check.cotangent_and_gradient(x, weighted_cotangent)
         rows = self._rows(x, made[0][0])
         found = check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g)
-        self._record(x, found, rows, made[0][0])
+        self._record(x, rows, made[0][0], (found, state))
         return rows
 
     def _error(self, x: PyTree, rows: LayerwiseRows, cotangents: Tensor, weights: Tensor | None = None) -> Disagreement:
@@ -216,22 +217,34 @@ class LayerwiseJacobian:
     def _checked_rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
         """Jacobian rows at x, vectorised over rows; raise UnsupportedError if they disagree with plain autograd."""
         rows = self._rows(x, cotangents)
-        self._require(x, self._error(x, rows, cotangents), rows, cotangents)
+        self._agreed_error(x, rows, cotangents)
         return rows
 
-    def _record(self, x: PyTree, found: Disagreement, rows: LayerwiseRows, cotangents: Tensor) -> None:
+    def _record(
+        self, x: PyTree, rows: LayerwiseRows, cotangents: Tensor, compared: tuple[Disagreement, Tensor] | None = None
+    ) -> None:
         """Record a comparison of the factors at x; raise UnsupportedError if they disagree with plain autograd."""
-        self._require(x, found, rows, cotangents)
-        self.network.check.report.record_agreement(FACTORS, n_rows(x), found.error)
+        error = self._agreed_error(x, rows, cotangents, compared)
+        self.network.check.report.record_agreement(FACTORS, n_rows(x), error)
         self.network.check.report.routes[FACTORS] = "torch.func, vectorised over rows"
 
-    def _require(self, x: PyTree, found: Disagreement, rows: LayerwiseRows, cotangents: Tensor) -> None:
-        """Raise UnsupportedError if factors disagree with plain autograd, other than at rows with kinks."""
-        check = self.network.check
-        if found.within(check.tolerance()):
-            return
-        if check.differs_at_kinks_only(x, lambda weights: self._error(x, rows, cotangents, weights)):
-            return
+    def _agreed_error(
+        self, x: PyTree, rows: LayerwiseRows, cotangents: Tensor, compared: tuple[Disagreement, Tensor] | None = None
+    ) -> float:
+        """The error of factors that agree with plain autograd other than at rows with kinks.
+
+        `compared` is the error and the random state before it, if they are known.
+
+        Raises:
+            UnsupportedError: they disagree.
+        """
+        check, of_rows = self.network.check, partial(self._error, x, rows, cotangents)
+        if compared is None:
+            state = check.random_state()
+            compared = of_rows(), state
+        found, state = compared
+        if found.within(check.tolerance()) or check.differs_at_kinks_only(FACTORS, x, of_rows, state):
+            return found.error
         check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
         raise _hidden_use(f"factors of layers whose gradient {found}")
 

@@ -373,10 +373,11 @@ class Network(NetworkFunction):
             raise
         except FAILURES as error:
             raise _no_graph(f"one for which torch.autograd.grad says: {short(error)}") from error
+        state = self.check.random_state()
         found = None if difference is None else difference(jacobian.detach())
         if found is not None and not found.within(self.check.tolerance()):
             of_rows = partial(self._rows_error, x, jacobian.detach())
-            if not self.check.differs_at_kinks_only(x, of_rows):
+            if not self.check.differs_at_kinks_only(_GRAPH_ROWS, x, of_rows, state):
                 raise _no_graph(f"one whose Jacobian of a row alone {found}")
         if found is not None:
             self.check.report.record_agreement(_GRAPH_ROWS, rows, found.error)

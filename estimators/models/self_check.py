@@ -27,11 +27,11 @@ from torch import Tensor
 from estimators.errors import DerivativeRouteWarning, ModelError
 from estimators.models.disagreement import Disagreement, error_along_direction, largest_parameter_error
 from estimators.models.input_kinds import InputKinds
-from estimators.models.kinks import ErrorOfRows, disagreeing_rows, has_kink
+from estimators.models.kinks import ErrorOfRows, RoundOff, disagreeing_rows, kink_explains
 from estimators.models.known_gradients import KnownGradients
 from estimators.models.subsets import Subset
 from estimators.models.user_module import UserModule
-from estimators.numerics.pytrees import PyTree, n_rows
+from estimators.numerics.pytrees import PyTree, n_rows, select_rows
 from estimators.numerics.reductions import is_finite
 from estimators.numerics.tracing import is_tracing
 from estimators.runtime.pass_counter import SELF_CHECK, PassCounter
@@ -50,6 +50,8 @@ _CANCELLATION = 1e-4
 """Size of a gradient, relative to one with other weights of the rows, below which its rows cancel."""
 _CANCELLED = 1e3
 """Largest error of a second derivative whose terms cancel, in units of eps times its usual size."""
+_FEWEST_OTHERS = 4
+"""Rows without a kink at which a derivative must have agreed before it may disagree at rows with one."""
 OUTPUTS, DISPLACED = "outputs", "displaced weights"
 """Names in the report of the comparisons that are not of a derivative."""
 
@@ -129,6 +131,7 @@ class SelfCheck:
         self._kinds = InputKinds()
         self._generator = torch.Generator().manual_seed(0)
         self._known = KnownGradients()
+        self._searching = False  # for rows with kinks: gradients are neither taken from others nor kept
 
     @property
     def enabled(self) -> bool:
@@ -249,26 +252,49 @@ class SelfCheck:
         cancels = size < _CANCELLATION * usual_size
         return replace(found, error=found.error * size / usual_size) if cancels else found
 
-    def differs_at_kinks_only(self, x: PyTree, error: ErrorOfRows) -> bool:
-        """Whether a derivative that disagrees at x does so at few rows, each of which has a kink (`kinks`)."""
-        known, self._known = self._known, KnownGradients()  # of all rows, and not of these cotangents
-        state, tolerance = self._generator.get_state(), self.tolerance()
+    def random_state(self) -> Tensor:
+        """The state of the numbers that `random` returns, to repeat a comparison with the same ones."""
+        return self._generator.get_state()
+
+    def differs_at_kinks_only(self, what: str | None, x: PyTree, error: ErrorOfRows, state: Tensor) -> bool:
+        """Whether a derivative that disagrees at x does so at few rows, by kinks of each of them (`kinks`).
+
+        Args:
+            what: what is computed. It must have agreed at other rows; None for plain autograd, which need not.
+            x: inputs of B rows.
+            error: the error with weights of the rows.
+            state: the `random_state` before the comparison that disagreed.
+        """
 
         def of_same_cotangents(weights: Tensor) -> Disagreement:
             self._generator.set_state(state)
             return error(weights)
 
+        self._searching = True
         try:
             with self.counted():
                 # Plain autograd itself may be on the other side in another pass.
-                if of_same_cotangents(torch.ones(n_rows(x))).within(tolerance):
+                if of_same_cotangents(torch.ones(n_rows(x))).within(self.tolerance()):
                     return True
-                rows = disagreeing_rows(x, of_same_cotangents, tolerance)
-                return bool(rows) and all(has_kink(self.reference, x, row, self.random, tolerance) for row in rows)
-        except (RuntimeError, ValueError, TypeError, IndexError):  # for example a module that takes no single row
-            return False
+                rows = disagreeing_rows(x, of_same_cotangents, self.tolerance())
+                others = n_rows(x) - len(rows)
+                if what is not None and others + self.report.rows.get(what, 0) < _FEWEST_OTHERS:
+                    return False
+                explained = (self._kink_explains(found, select_rows(x, slice(i, i + 1))) for i, found in rows.items())
+                return bool(rows) and all(explained)
         finally:
-            self._known = known
+            self._searching = False
+
+    def _kink_explains(self, error: float, row: PyTree) -> bool:
+        """Whether a kink at a row explains an error, of the reference or of the weights as they are stored."""
+        tolerance = self.tolerance()
+        fine = RoundOff(tolerance, units=4, jump=0.1 * tolerance)
+        if kink_explains(error, self.reference, row, self.random, fine):
+            return True
+        if self.stored is None:
+            return False
+        tolerance = _TOLERANCES.get(self.stored.coarsest_dtype, 0.1)
+        return kink_explains(error, self.stored, row, self.random, RoundOff(tolerance, units=1, jump=tolerance))
 
     def cotangent_and_gradient(self, x: PyTree, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The cotangent u (B, C) that a function makes from the outputs f (B, C), and Jᵀu (P,) by plain autograd.
@@ -355,7 +381,7 @@ class SelfCheck:
 
     def _gradient(self, x: PyTree, u: Tensor, names: Sequence[str] | None = None) -> Tensor:
         """Jᵀu (P,) by plain autograd for u (B, C), or its entries of the parameters `names`; computed, or known."""
-        key = self._known.key(x) if self.fitting else None
+        key = self._known.key(x) if self.fitting and not self._searching else None
         known = None if key is None else self._known.gradient(key, u)
         if known is not None:
             return known if names is None else torch.cat([known[self.subset.slices[name]] for name in names])
@@ -380,6 +406,8 @@ class SelfCheck:
             )
 
     def _note_gradient(self, u: Tensor, g: Tensor) -> None:
+        if self._searching:
+            return
         self.note_gradient(expected=bool(u.any()), seen=bool(g.any()))
 
     def note_gradient(self, *, expected: bool, seen: bool) -> None:

@@ -89,11 +89,20 @@ def test_a_change_is_a_relevant_difference_of_the_common_seeds():
 @pytest.mark.parametrize(
     ("before", "after", "verdict"),
     [([1.0, 1.0], [1.0, np.nan], "worse"), ([1.0, 1.0], [1.0, np.inf], "worse"), ([1.0, 1.0], [1.0], "missing"),
-     ([np.nan, 1.0], [7.0, 1.0], "same"), ([np.nan], [1.0], "new"), ([], [1.0], "new"), ([1.0], [], "missing")],
+     ([np.nan, 1.0], [7.0, 1.0], "same"), ([np.nan, np.nan], [1.0, 1.0], "new"), ([], [1.0], "new"),
+     ([1.0], [], "missing"), ([], [np.nan, np.nan], "worse"), ([1.0], [1.0, np.nan], "worse"),
+     ([np.nan], [np.nan], "worse")],
 )  # fmt: skip
 def test_values_that_are_not_finite_and_lost_seeds_are_no_improvements(before, after, verdict):
-    (change,) = changes(snapshot("1", "2026-01-01", a={"map": before}), snapshot("2", "2026-02-01", a={"map": after}))
+    one, other = ({"map": values, "swag": [0.0, 0.0]} for values in (before, after))
+    change, _ = changes(snapshot("1", "2026-01-01", a=one), snapshot("2", "2026-02-01", a=other))
     assert change.verdict == verdict
+
+
+def test_seeds_that_no_method_was_run_at_are_not_missing():
+    one, other = {"map": [1.0, 2.0], "swag": [1.0, 3.0]}, {"map": [1.0], "swag": [1.5]}
+    found = changes(snapshot("1", "2026-01-01", a=one), snapshot("2", "2026-02-01", a=other))
+    assert [change.verdict for change in found] == ["same", "worse"]
 
 
 def test_a_method_without_a_likelihood_is_missing_and_the_page_shows_it():

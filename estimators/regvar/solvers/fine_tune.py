@@ -119,7 +119,7 @@ class FineTune(Solver):
         lam = select_lam(objective, perturbation)
         # At the end of the refit, JD may be much smaller than at the start, where the data have not restrained D yet.
         for smaller in (lam, lam / 8):
-            with suppress(LambdaTooLargeError):
+            with suppress(LambdaTooLargeError, ConvergenceError):
                 return self._refit(objective, perturbation, smaller, progress_bar=progress_bar)
         return self._refit(objective, perturbation, lam / 64, progress_bar=progress_bar)
 
