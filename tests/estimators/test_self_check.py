@@ -543,15 +543,30 @@ def test_a_derivative_on_the_other_side_of_a_tie_is_no_disagreement(dtype, monke
     assert not found.check.report.disagreements
 
 
-@pytest.mark.parametrize("fault", ["another row", "every row", "at the tie and elsewhere", "a jump"])
+FAULTS = [
+    "another row",
+    "every row",
+    "at the tie and elsewhere",
+    "a jump",
+    "large at the tie",
+    "nan at the tie",
+    "alone",
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_derivative_is_seen_beside_a_tie(fault, monkeypatch):
     found, x = at_a_tie(Jumping if fault == "a jump" else Larger, torch.float64)
+    if fault == "alone":  # nothing else has been compared
+        x = x[2:3].expand(3, -1)
     plain = found._plain_rows(x)
     wrong = plain.clone() if fault in ("another row", "every row") else on_the_other_side(found, plain)
     if fault == "every row":
         wrong *= 0.8
-    elif fault != "a jump":
+    elif "elsewhere" in fault or "another" in fault:
         wrong[7] *= 1.1
+    elif "at the tie" in fault:
+        wrong[2] *= 1000 if "large" in fault else float("nan")
     monkeypatch.setattr(Network, "_vectorised_rows", lambda self, x: wrong)  # noqa: ARG005
     with pytest.warns(DerivativeRouteWarning, match="rows of J"):
         assert torch.equal(found.jacobian(x), plain)
