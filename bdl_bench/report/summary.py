@@ -28,7 +28,6 @@ from bdl_bench.stats import FEWEST_TASKS, Interval, Ranking, Verdict, rank_metho
 
 __all__ = ["Column", "Section", "Summary", "SummaryRow", "TaskView", "summary"]
 
-
 _MOST_COLUMNS = 6
 """Tasks in one table."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -75,10 +75,11 @@ class DerivativeRoutes:
         """
         if is_tracing():  # by the route of the fit, without a comparison
             return routes[self.first.get(what, 0)][1]()
+        comparison = _Comparison(check, what, x, difference, of_rows)
         for i, (name, compute) in list(enumerate(routes[:-1]))[self.first.get(what, 0) :]:
             reason = ""
             for swap in (BY_NAME, BY_IDENTITY) if self.swap == BY_NAME else (BY_IDENTITY,):
-                found = self._attempt(check, what, x, compute, difference, of_rows, swap)
+                found = self._attempt(comparison, compute, swap)
                 if not isinstance(found, _Rejected):
                     check.report.routes[what] = name
                     return found
@@ -87,36 +88,25 @@ class DerivativeRoutes:
             check.report.record_fallback(what, name, reason, instead=routes[i + 1][0])
         name, compute = routes[-1]
         check.report.routes[what] = name
-        return _by_plain_autograd(check, what, x, compute, difference, of_rows)
+        return _by_plain_autograd(comparison, compute)
 
-    def _attempt(
-        self,
-        check: SelfCheck,
-        what: str,
-        x: PyTree,
-        compute: Callable[[], R],
-        difference: Callable[[R], Disagreement] | None,
-        of_rows: Callable[[R, Tensor], Disagreement] | None,
-        swap: str,
-    ) -> R | _Rejected:
+    def _attempt(self, comparison: _Comparison[R], compute: Callable[[], R], swap: str) -> R | _Rejected:
         """The result of a route with parameters swapped in one way, or why it is rejected."""
-        before, self.swap, state = self.swap, swap, check.random_state()
+        before, self.swap = self.swap, swap
         try:
             result = compute()
-            state = check.random_state()
-            found = None if difference is None else difference(result)
+            found, state = comparison.measure(result)
         except FAILURES as error:
             self.swap = before
             if is_final_error(error):
                 raise
             return _Rejected(f"fails ({short(error)})")
-        if found is not None and not _agrees(check, what, x, result, found, of_rows, state):
+        if not comparison.agrees(result, found, state):
             self.swap = before
             return _Rejected(str(found))
-        if found is not None:
-            check.report.record_agreement(what, n_rows(x), found.error)
+        comparison.record(found)
         if swap != before:
-            check.report.record_fallback(
+            comparison.check.report.record_fallback(
                 "weights",
                 "functional_call on a copy of the module",
                 "misses uses of them (a closure, a hook, a list, or a forward replaced on the instance)",
@@ -140,44 +130,49 @@ def plain_autograd() -> Iterator[None]:
         ) from error
 
 
-def _agrees(
-    check: SelfCheck,
-    what: str | None,
-    x: PyTree,
-    result: R,
-    found: Disagreement,
-    of_rows: Callable[[R, Tensor], Disagreement] | None,
-    state: Tensor,
-) -> bool:
-    """Whether an error is round-off, or that of rows with kinks."""
-    if found.within(check.tolerance()):
-        return True
-    return of_rows is not None and check.differs_at_kinks_only(what, x, partial(of_rows, result), state)
-
-
-def _by_plain_autograd(
-    check: SelfCheck,
-    what: str,
-    x: PyTree,
-    compute: Callable[[], R],
-    difference: Callable[[R], Disagreement] | None,
-    of_rows: Callable[[R, Tensor], Disagreement] | None,
-) -> R:
+def _by_plain_autograd(comparison: _Comparison[R], compute: Callable[[], R]) -> R:
     """The result of plain autograd; compared too, since rows one at a time may differ from all rows together."""
     with plain_autograd():
         result = compute()
-        state = check.random_state()
-        found = None if difference is None else difference(result)
-    if found is None:
-        return result
-    if not _agrees(check, None, x, result, found, of_rows, state):
+        found, state = comparison.measure(result)
+    if not comparison.agrees(result, found, state, needs_other_rows=False):
         raise ModelError(
             "a network whose gradient at a row does not depend on the other rows",
             received=f"one whose gradient of a row alone {found}",
             remedy="leave out scale_grad_by_freq=True and statistics of the batch.",
         )
-    check.report.record_agreement(what, n_rows(x), found.error)
+    comparison.record(found)
     return result
+
+
+@dataclass(frozen=True)
+class _Comparison(Generic[R]):
+    """How results of the routes are compared with plain autograd; `first_agreeing` has the arguments."""
+
+    check: SelfCheck
+    what: str
+    x: PyTree
+    difference: Callable[[R], Disagreement] | None
+    of_rows: Callable[[R, Tensor], Disagreement] | None
+
+    def measure(self, result: R) -> tuple[Disagreement | None, Tensor]:
+        """The error of a result, None if it need not be compared, and the random state before the comparison."""
+        state = self.check.random_state()
+        return None if self.difference is None else self.difference(result), state
+
+    def agrees(self, result: R, found: Disagreement | None, state: Tensor, *, needs_other_rows: bool = True) -> bool:
+        """Whether the error of a result is round-off, or that of rows with kinks."""
+        if found is None or found.within(self.check.tolerance()):
+            return True
+        if self.of_rows is None:
+            return False
+        what = self.what if needs_other_rows else None
+        return self.check.differs_at_kinks_only(what, self.x, partial(self.of_rows, result), state)
+
+    def record(self, found: Disagreement | None) -> None:
+        """Record that a result agrees, if it was compared."""
+        if found is not None:
+            self.check.report.record_agreement(self.what, n_rows(self.x), found.error)
 
 
 @dataclass(frozen=True)
