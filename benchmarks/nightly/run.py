@@ -15,8 +15,10 @@ METHODS = (
     *("last-layer-laplace", "regvar", "regvar-finetune"),
 )
 """One or two of each family."""
+LEFT_OUT = {"mnist-5k": ("regvar", "regvar-finetune")}
+"""Methods that take longer than the time limit, by task: on LeNet a product with A for 16 draws takes 12 seconds."""
 TIMEOUT = 300.0
-"""Seconds that a run may take. On LeNet the two forms of RegVar take longer, and are skipped."""
+"""Seconds that a run may take; one that needs more is skipped."""
 SEEDS = 3
 
 
@@ -31,8 +33,10 @@ def run(directory: Path, *, seeds: int = SEEDS, jobs: int = 1) -> None:
     Raises:
         subprocess.CalledProcessError: if the command ends with an error other than a run that failed.
     """
-    words = ["compare", *TASKS, "--methods", ",".join(METHODS), "--seeds", str(seeds), "--jobs", str(jobs)]
-    command = [sys.executable, "-m", "bdl_bench", *words, "--timeout", str(TIMEOUT), "--out", str(directory)]
-    done = subprocess.run(command, check=False)
-    if done.returncode not in (0, 1):  # 1: a run failed; its results are missing in the snapshot, which is judged
-        raise subprocess.CalledProcessError(done.returncode, command)
+    for task in TASKS:
+        methods = ",".join(method for method in METHODS if method not in LEFT_OUT.get(task, ()))
+        words = ["compare", task, "--methods", methods, "--seeds", str(seeds), "--jobs", str(jobs)]
+        command = [sys.executable, "-m", "bdl_bench", *words, "--timeout", str(TIMEOUT), "--out", str(directory)]
+        done = subprocess.run(command, check=False)
+        if done.returncode not in (0, 1):  # 1: a run failed; its results are missing in the snapshot, which is judged
+            raise subprocess.CalledProcessError(done.returncode, command)
