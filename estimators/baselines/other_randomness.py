@@ -17,7 +17,7 @@ from estimators.baselines.dropout_layers import dropout_names
 from estimators.baselines.random_operations import RandomOperations
 from estimators.data.batch import Batch
 from estimators.errors import RandomnessNotCheckedWarning, UnsupportedError
-from estimators.models.derivative_routes import is_final_error, short
+from estimators.models.failures import is_final_error, short
 from estimators.models.kernels import differentiable
 from estimators.models.network import Network
 from estimators.models.preserved_state import preserved_tensors

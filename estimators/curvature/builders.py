@@ -26,7 +26,7 @@ from estimators.curvature.layerwise.matrix_free_dual import batch_checksums, inn
 from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.curvature.sizes import check_dense_size, dual_bytes, matrix_free_bytes, n_ggn_rows, whole_rows_bytes
 from estimators.errors import UnsupportedError
-from estimators.models.derivative_routes import FAILURES, is_final_error, short
+from estimators.models.failures import FAILURES, is_final_error, short
 from estimators.models.network import VJP_BY_ROW
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import LabelLoss, Objective

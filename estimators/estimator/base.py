@@ -25,8 +25,8 @@ from estimators.estimator.weight_space import WeightSpaceMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import BRIDGES, LINKS, MONTE_CARLO, Prediction, from_covariance
 from estimators.models.checks import check_model
-from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.exclusive import exclusively, wants_graph
+from estimators.models.failures import FAILURES, is_final_error, short
 from estimators.models.function_checks import check_query
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.last_linear import last_linear_names

@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 from estimators.errors import ModelError, OptionError, UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction
-from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.exclusive import exclusively
+from estimators.models.failures import FAILURES, is_final_error, short
 from estimators.models.network import Network
 from estimators.models.preserved_state import preserved_state
 from estimators.models.row_graph import graph_of_row, graph_of_rows, rows_in_turn

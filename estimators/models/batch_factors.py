@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from estimators.models.batch_calls import NORMS, BatchCallTracer, BatchLinearCall, BatchNormCall
-from estimators.models.derivative_routes import FAILURES, is_final_error
 from estimators.models.disagreement import WHOLE_NORM_SHARE, relative_error
+from estimators.models.failures import FAILURES, is_final_error
 from estimators.models.jacobian_factors import FACTORS, JacobianFactors, LayerwiseRows
 from estimators.models.linear_calls import LinearCall, LinearMap
 from estimators.models.network import Network

@@ -8,23 +8,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-import torch
 from torch import Tensor
 
-from estimators.errors import EstimatorError, ModelError
+from estimators.errors import ModelError
 from estimators.models.disagreement import Disagreement
+from estimators.models.failures import FAILURES, is_final_error, short
 from estimators.models.self_check import SelfCheck
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.numerics.tracing import is_tracing
 
-__all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_final_error", "plain_autograd", "short"]
+__all__ = ["BY_IDENTITY", "BY_NAME", "DerivativeRoutes", "plain_autograd"]
 
 R = TypeVar("R")
 
 BY_NAME, BY_IDENTITY = "by name", "by identity"
 """How parameters are swapped: the entries of a module by name, or every tensor that is one of the parameters."""
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError)
-"""What torch raises if a network does not allow a route. `is_final_error` tells which of these to raise further."""
 
 
 @dataclass
@@ -162,12 +160,12 @@ class _Comparison(Generic[R]):
 
     def agrees(self, result: R, found: Disagreement | None, state: Tensor, *, needs_other_rows: bool = True) -> bool:
         """Whether the error of a result is round-off, or that of rows with kinks."""
-        if found is None or found.within(self.check.tolerance()):
+        if found is None:
             return True
         if self.of_rows is None:
-            return False
+            return found.within(self.check.tolerance())
         what = self.what if needs_other_rows else None
-        return self.check.differs_at_kinks_only(what, self.x, partial(self.of_rows, result), state)
+        return self.check.agrees(found, what, self.x, partial(self.of_rows, result), state)
 
     def record(self, found: Disagreement | None) -> None:
         """Record that a result agrees, if it was compared."""
@@ -180,13 +178,3 @@ class _Rejected:
     """Why a route is not used."""
 
     reason: str
-
-
-def is_final_error(error: BaseException) -> bool:
-    """Whether no other route can help: an error of this library, or one about memory."""
-    return isinstance(error, (EstimatorError, torch.OutOfMemoryError))
-
-
-def short(error: BaseException) -> str:
-    """The first sentence of an error of torch."""
-    return str(error).strip().split("\n")[0].split(". ")[0][:160] or type(error).__name__

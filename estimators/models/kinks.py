@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from estimators.errors import EstimatorError
 from estimators.models.disagreement import Disagreement, largest_parameter_error
+from estimators.models.failures import FAILURES, is_final_error
 from estimators.models.user_module import UserModule
 from estimators.numerics.pytrees import PyTree, n_rows, with_floats
 
@@ -103,8 +103,8 @@ def kink_explains(
             is_continuous = float((near - f).norm()) <= round_off.jump * float(f.norm())
             if is_continuous and change > round_off.tolerance and error <= _SHARE * change:
                 return True
-    except (RuntimeError, ValueError, TypeError, IndexError) as failure:  # a module that takes no single row
-        if isinstance(failure, (EstimatorError, torch.OutOfMemoryError)):
+    except FAILURES as failure:  # a module that takes no single row
+        if is_final_error(failure):
             raise
     return False
 

@@ -18,8 +18,9 @@ from torch.func import vjp, vmap
 
 from estimators.errors import EstimatorError, UnsupportedError
 from estimators.models.batch_factors import BatchFactors
-from estimators.models.derivative_routes import FAILURES, plain_autograd
+from estimators.models.derivative_routes import plain_autograd
 from estimators.models.disagreement import Disagreement
+from estimators.models.failures import FAILURES
 from estimators.models.jacobian_factors import FACTORS, JacobianFactors, LayerwiseRows, rows_differ
 from estimators.models.kernels import differentiable
 from estimators.models.layer_layout import Layout
@@ -243,7 +244,7 @@ class LayerwiseJacobian:
             state = check.random_state()
             compared = of_rows(), state
         found, state = compared
-        if found.within(check.tolerance()) or check.differs_at_kinks_only(FACTORS, x, of_rows, state):
+        if check.agrees(found, FACTORS, x, of_rows, state):
             return found.error
         check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
         raise _hidden_use(f"factors of layers whose gradient {found}")

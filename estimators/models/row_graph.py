@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from estimators.errors import ModelError
-from estimators.models.derivative_routes import FAILURES, short
+from estimators.models.failures import FAILURES, short
 
 __all__ = ["graph_of_row", "graph_of_rows", "rows_in_turn"]
 

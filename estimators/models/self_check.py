@@ -256,15 +256,20 @@ class SelfCheck:
         """The state of the numbers that `random` returns, to repeat a comparison with the same ones."""
         return self._generator.get_state()
 
-    def differs_at_kinks_only(self, what: str | None, x: PyTree, error: ErrorOfRows, state: Tensor) -> bool:
-        """Whether a derivative that disagrees at x does so at few rows, by kinks of each of them (`kinks`).
+    def agrees(self, found: Disagreement, what: str | None, x: PyTree, error: ErrorOfRows, state: Tensor) -> bool:
+        """Whether the error of a derivative at x is round-off, or that of few rows by kinks of each of them (`kinks`).
 
         Args:
+            found: the error of all rows.
             what: what is computed. It must have agreed at other rows; None for plain autograd, which need not.
             x: inputs of B rows.
             error: the error with weights of the rows.
-            state: the `random_state` before the comparison that disagreed.
+            state: the `random_state` before the comparison that found the error.
         """
+        return found.within(self.tolerance()) or self._differs_at_kinks_only(what, x, error, state)
+
+    def _differs_at_kinks_only(self, what: str | None, x: PyTree, error: ErrorOfRows, state: Tensor) -> bool:
+        """Whether a derivative that disagrees at x does so at few rows, by kinks of each of them."""
 
         def of_same_cotangents(weights: Tensor) -> Disagreement:
             self._generator.set_state(state)

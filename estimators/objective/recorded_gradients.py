@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from estimators.data.batch import Batch
 from estimators.errors import EstimatorError
-from estimators.models.derivative_routes import FAILURES
+from estimators.models.failures import FAILURES
 from estimators.models.kernels import differentiable
 from estimators.objective.objective import Objective
 from estimators.objective.over_copies import data_gradients

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from estimators.errors import EstimatorError
-from estimators.models.derivative_routes import FAILURES
+from estimators.models.failures import FAILURES
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree, concatenate, difference, n_rows, select_rows
 from estimators.numerics.reductions import norms

@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from estimators.curvature.last_layer.features import LastLayer
 from estimators.errors import EstimatorError, NoLastLayerError
-from estimators.models.derivative_routes import FAILURES
+from estimators.models.failures import FAILURES
 from estimators.models.kernels import differentiable
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree, n_rows, split_rows, with_floats

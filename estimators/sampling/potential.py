@@ -16,7 +16,7 @@ from torch.func import grad_and_value, vmap
 
 from estimators.data.batch import Batch
 from estimators.errors import EstimatorError, ModelError
-from estimators.models.derivative_routes import FAILURES, short
+from estimators.models.failures import FAILURES, short
 from estimators.models.kernels import differentiable
 from estimators.numerics.pytrees import concatenate, difference
 from estimators.objective.objective import Objective

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from estimators.models import Network
 from estimators.models.disagreement import Disagreement
 from estimators.models.function_checks import check_displaced_outputs
 from estimators.models.input_kinds import MOST_KINDS, InputKinds
+from estimators.models.kinks import RoundOff, kink_explains
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import _Pulls
 from estimators.models.user_module import UserModule
@@ -568,8 +570,11 @@ def test_a_wrong_derivative_is_seen_beside_a_tie(fault, monkeypatch):
     elif "at the tie" in fault:
         wrong[2] *= 1000 if "large" in fault else float("nan")
     monkeypatch.setattr(Network, "_vectorised_rows", lambda self, x: wrong)  # noqa: ARG005
-    with pytest.warns(DerivativeRouteWarning, match="rows of J"):
-        assert torch.equal(found.jacobian(x), plain)
+    # By round-off a row alone may lie on the other side of a jump than among all rows, which no route can mend.
+    used, may_fail = None, suppress(ModelError) if fault == "a jump" else nullcontext()
+    with pytest.warns(DerivativeRouteWarning, match="rows of J"), may_fail:
+        used = found.jacobian(x)
+    assert used is None or torch.equal(used, plain)
 
 
 def test_forward_mode_that_is_wrong_at_every_row_is_seen_where_each_row_has_a_kink(monkeypatch):
@@ -706,3 +711,18 @@ def test_a_bias_of_zeros_that_cannot_be_displaced_is_an_error(dtype, size):
             model.b.bias.zero_()
         with pytest.raises(ModelError, match="weights that can be displaced"):
             check_displaced_outputs(Network(model, list(dict(model.named_parameters()))), torch.randn(7, 4).to(dtype))
+
+
+class InPairs(Larger):
+    """A module that takes no single row."""
+
+    def forward(self, x):
+        assert len(x) > 1, "two rows or more"
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "explained"), [(Larger, True), (InPairs, False)])
+def test_a_kink_at_a_row_that_the_module_does_not_take_alone_explains_nothing(kind, explained):
+    found, x = at_a_tie(kind, torch.float64)
+    round_off = RoundOff(found.check.tolerance(), units=4, jump=0.1 * found.check.tolerance())
+    assert kink_explains(1e-3, found.check.reference, x[2:3], found.check.random, round_off) == explained

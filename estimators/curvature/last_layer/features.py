@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from estimators.errors import EstimatorError, NoLastLayerError, UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
-from estimators.models.derivative_routes import FAILURES, short
+from estimators.models.failures import FAILURES, short
 from estimators.models.feature_reduction import FeatureReduction, reduction_of
 from estimators.models.last_linear import LastLinear, find_last_linear
 from estimators.models.network import Network

@@ -12,7 +12,7 @@ from torch import Tensor
 from estimators.curvature.dense.cholesky import DensePrecision
 from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import EstimatorError, ModelError
-from estimators.models.derivative_routes import FAILURES
+from estimators.models.failures import FAILURES
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
 from estimators.persistence.checkpoint import Checkpoint
