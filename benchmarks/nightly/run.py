@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["METHODS", "SEEDS", "TASKS", "TIMEOUT", "run"]
+__all__ = ["LEFT_OUT", "METHODS", "SEEDS", "TASKS", "TIMEOUT", "run"]
 
 TASKS = ("concrete", "mnist-5k", "r8-lora")
 """A regression, LeNet on 3,000 real images with shifts, and MiniLM with adapters on newswire with OOD rows."""

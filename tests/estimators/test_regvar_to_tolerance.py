@@ -98,6 +98,24 @@ def test_refined_rows_are_accurate_for_certain_and_the_fit_itself_is_unchanged(d
     assert torch.equal(again.variance(x), refined.variance(x))
 
 
+def test_probes_are_solved_in_large_spaces_although_the_bounds_are_far_apart(monkeypatch):
+    model, likelihood, loader, x = problem(width=40)
+    truth = LinearizedLaplace(model, likelihood, prior_precision=0.3).fit(loader).variance(x)
+    ranks, distances = [], []
+    for latest in (2000, 96):
+        monkeypatch.setattr(to_tolerance, "_LATEST_RANK", latest)
+        regvar = RegVar(
+            model, likelihood, prior_precision=0.3, rtol=0.05, regularizer=PosteriorDraws(n_draws=16, seed=1)
+        ).fit(loader)
+        ranks.append(regvar.variance_estimate_.bounds.space.rank)
+        lower, upper = regvar.variance_bounds(x)
+        distances.append(float((2 * (upper - lower) / (upper + lower)).mean()))
+        assert regvar.variance_estimate_.accuracy.n_probes == 24
+        assert relative_rmse(regvar.variance(x), truth) <= 1.5 * regvar.relative_error_ + 1e-3 <= 0.05
+    assert ranks[1] < 0.8 * ranks[0]
+    assert distances[1] > 12 * 0.05
+
+
 def test_a_space_that_stops_growing_warns_and_says_how_exact_it_is(monkeypatch):
     monkeypatch.setattr(to_tolerance, "_MAX_RANK", 130)
     model, likelihood, loader, x = problem()

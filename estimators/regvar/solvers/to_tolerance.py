@@ -42,11 +42,11 @@ _GAP_PER_RTOL = 12.0
 The error is 0.05 to 0.1 of the distance on the bundled tasks, so that an earlier measurement would be in vain; and the
 larger the space, the fewer products the probes need.
 """
-_LATEST_RANK = 512
+_LATEST_RANK = 256
 """Number of vectors from which all probes are solved at any distance: they need fewer products than the space did.
 
-Where the prior makes up much of the variance, the bounds stay far apart around an accurate estimate. On R8 (6,296
-parameters) the error is below 0.04 at 1,168 vectors, and the distance still 0.7 at 2,000.
+Where the prior makes up much of the variance, the bounds stay far apart around an accurate estimate: docs/math.md,
+section 5, has the products that this saves.
 """
 _SAFETY = 0.8
 """Fraction of rtol below which the measured error must be: it is uncertain itself."""
@@ -88,8 +88,8 @@ class LinearResponseToTolerance(Solver):
     The error is measured at eight probes, training rows and rows unlike them. The variance there is computed by
     conjugate gradients that continue from the space, in a branch that is dropped afterwards: a space that contained
     the probes would be more accurate there than at other rows. Once the error is small enough, 16 fresh probes must
-    confirm it; all 24 measure it from then on, and in large spaces from the beginning. A space that spans all of θ gives
-    the exact variance.
+    confirm it; all 24 measure it from then on, and in large spaces from the beginning. A space that spans all of θ
+    gives the exact variance.
 
     Args:
         rtol: relative error to reach.
