@@ -43,11 +43,13 @@ The error is 0.05 to 0.1 of the distance on the bundled tasks, so that an earlie
 larger the space, the fewer products the probes need.
 """
 _LATEST_RANK = 256
-"""Number of vectors from which all probes are solved at any distance: they need fewer products than the space did.
+"""Number of vectors from which all probes are solved at any distance, by half as many products as the space took.
 
 Where the prior makes up much of the variance, the bounds stay far apart around an accurate estimate: docs/math.md,
 section 5, has the products that this saves.
 """
+_GROWTH_PER_ATTEMPT = 1.5
+"""Growth of the space until the probes are solved again at such a distance, if these products were too few."""
 _SAFETY = 0.8
 """Fraction of rtol below which the measured error must be: it is uncertain itself."""
 _MAX_BIAS = 1.0
@@ -69,8 +71,10 @@ _USEFUL_ITERATIONS = 12
 """Iterations that a space must have room for: smaller ones do not reach a useful accuracy on the bundled tasks."""
 _MEASURED_GROWTH = 1.1
 """Growth of a large space between measurements of its error, each of which factors matrices of its rank."""
-_PROBE_VECTORS = 4 * (_N_PROBES + _N_FRESH_PROBES)
-"""Vectors of the usual four iterations for all probes; room for them is kept free."""
+_USUAL_ITERATIONS = 4
+"""Iterations that the probes need at most where the bounds are close."""
+_PROBE_VECTORS = _USUAL_ITERATIONS * (_N_PROBES + _N_FRESH_PROBES)
+"""Vectors of these iterations for all probes; room for them is kept free."""
 _MAX_RANK = 2048
 """Largest number of vectors in the space: matrices of this size take seconds to factor."""
 _MAX_BYTES = 2**31
@@ -137,6 +141,7 @@ class _Growth:
     """The state of a solve.
 
     Args:
+        solved_from: rank from which the probes are solved at any distance of the bounds.
         ranks: every leading space so far.
         probes: the rows at which the error is measured; None before that is due.
         fresh: whether they contain the fresh ones.
@@ -150,6 +155,7 @@ class _Growth:
     coordinates: PriorWhitening
     cycle: BlockLanczos
     max_rank: int
+    solved_from: int
     ranks: list[LeadingSpace] = field(default_factory=list)
     probes: ProbeRows | None = None
     fresh: bool = False
@@ -176,7 +182,7 @@ class _Growth:
             cycle = BlockLanczos(product, residual, free_bytes=free)
             if not len(cycle.block):  # the guess is exact, as without curvature; bounds need a space all the same
                 cycle.augment(right_hand_sides)
-            return cls(*common, cycle, max_rank)
+            return cls(*common, cycle, max_rank, _LATEST_RANK)
         device = perturbation.gradient.device
         tensors, values = {name: tensor.to(device) for name, tensor in saved[0].items()}, saved[1]
         ranks = [(rank, block) for rank, block in values["ranks"]]
@@ -184,11 +190,12 @@ class _Growth:
             BlockLanczos.restored(product, tensors, free_bytes=free),
             (values["known"][0], values["known"][1]),
         )
-        return cls(*common, cycle, max_rank, ranks, fresh=values["fresh"], known=known)
+        return cls(*common, cycle, max_rank, values["solved_from"], ranks, fresh=values["fresh"], known=known)
 
     def state(self) -> Learned:
         """Return the tensors and values from which `begun` continues."""
-        return self.cycle.tensors(), {"ranks": self.ranks, "fresh": self.fresh, "known": self.known}
+        values = {"ranks": self.ranks, "fresh": self.fresh, "solved_from": self.solved_from, "known": self.known}
+        return self.cycle.tensors(), values
 
     def extend(self) -> None:
         """Add a block to the space."""
@@ -202,10 +209,9 @@ class _Growth:
         final = not len(self.cycle.block) or self._room() < 0
         if not final and len(self.ranks) < _MIN_ITERATIONS:
             return False
-        last_room = 0 <= self._room() < _PROBE_VECTORS  # in which probes can be solved for
-        if not final and not (last_room and not self.fresh) and not self._has_grown():
+        if not final and not (self._has_last_room() and not self.fresh) and not self._has_grown():
             return False
-        if last_room or self.cycle.rank >= _LATEST_RANK:
+        if self._has_last_room() or self.cycle.rank >= self.solved_from:
             self._want_fresh_probes()
         self.accuracy = self._measured(final=final)
         if not self.fresh and not final and self._reached():  # fresh probes must confirm it
@@ -222,6 +228,7 @@ class _Growth:
         return now > before
 
     def _want_fresh_probes(self) -> None:
+        self.solved_from = min(self.solved_from, self.cycle.rank)
         if not self.fresh:
             self.fresh, self.probes = True, None
 
@@ -273,16 +280,27 @@ class _Growth:
         if len(unsolved) and float(gap.max()) <= _KNOWN * rtol:  # the bounds are enough
             return middle, half
         if len(unsolved):
-            if float(gap.mean()) > _GAP_PER_RTOL * rtol and not final and not self.fresh:  # too early
+            rank, max_rank = self.cycle.rank, self.max_rank
+            is_far = float(gap.mean()) > _GAP_PER_RTOL * rtol and not final and not self._has_last_room()
+            if is_far and rank < self.solved_from:
                 return None
+            if is_far:
+                max_rank = min(max_rank, rank + max(rank // 2, _USUAL_ITERATIONS * len(unsolved)))
             with self.objective.network.pass_counter.phase("probes"):
                 solved = variance_of_gradients(
-                    self.cycle, self.coordinates.whiten_rhs(unsolved), tolerance=_KNOWN * rtol, max_rank=self.max_rank
+                    self.cycle, self.coordinates.whiten_rhs(unsolved), tolerance=_KNOWN * rtol, max_rank=max_rank
                 )
+            if is_far and float(solved[1].square().mean().sqrt()) > _KNOWN * rtol:
+                self.solved_from = math.ceil(_GROWTH_PER_ATTEMPT * rank)
+                return None
             self.known = (self.known[0] + solved[0].tolist(), self.known[1] + solved[1].tolist())
         variance, uncertainty = (torch.tensor(values).to(lower) for values in self.known)
         narrow = half < uncertainty  # the space has outgrown the solution
         return torch.where(narrow, middle, variance), torch.where(narrow, half, uncertainty)
+
+    def _has_last_room(self) -> bool:
+        """Return whether the space has reached a size at which it must leave room to solve for the probes."""
+        return 0 <= self._room() < _PROBE_VECTORS
 
     def _room(self) -> float:
         """Return how many more vectors the space may have; unlimited if it may span all of θ."""
