@@ -43,7 +43,9 @@ posterior on digits is then below 0.01 nats per label."""
 _ENERGY_SAMPLES = 200
 """Samples of the target for the energy score, which forms all pairs."""
 _CHUNK = 64
-"""Rows whose joint covariance is formed at a time."""
+"""Most rows that are paired with each other in a ring."""
+_WINDOW = 16
+"""Pairs whose covariance is taken from one joint covariance, whose cost per pair grows with their number."""
 _ABSENT = (TooLargeError, UnsupportedError)
 
 
@@ -198,31 +200,36 @@ class _Pairs:
 
     def covariance(self, x: PyTree, scores: SampleScores, prediction: Prediction) -> Floats:
         """Return the covariance between all outputs of both rows of each pair, (n, 2, C, 2, C)."""
-        inner = select_rows(x, torch.from_numpy(self.order))
         members = scores._members(prediction)
         if members is not None:
             return _moments(members[:, self.rows])
         try:
-            between = scores.estimator.joint_covariance(inner)
+            return scores.scaled_covariance(self._uncalibrated_covariance(x, scores), prediction)
         except _ABSENT:
             own = scores.calibrated_samples(x, prediction)
             return _moments(own[:, self.rows])
-        local = np.stack([np.arange(len(self.order)), np.roll(np.arange(len(self.order)), -1)], axis=-1)
-        joint = _array(between)[local[:, :, None], :, local[:, None, :], :]  # (n, 2, 2, C, C)
-        return scores.scaled_covariance(joint.transpose(0, 1, 3, 2, 4), prediction)
 
     def samples(self, x: PyTree, scores: SampleScores, prediction: Prediction) -> Floats:
         """Return samples of the outputs of both rows of each pair, jointly, (S, n, 2, C)."""
-        inner, mean = select_rows(x, torch.from_numpy(self.order)), _array(prediction.mean)[self.rows]
+        mean = _array(prediction.mean)[self.rows]
         n, size = len(self.order), mean.shape[1] * mean.shape[2]
         try:
-            between = _array(scores.estimator.joint_covariance(inner))
+            joint = self._uncalibrated_covariance(x, scores).reshape(n, size, size)
         except _ABSENT:
             return scores.calibrated_samples(x, prediction)[:, self.rows]
-        local = np.stack([np.arange(n), np.roll(np.arange(n), -1)], axis=-1)
-        joint = between[local[:, :, None], :, local[:, None, :], :].transpose(0, 1, 3, 2, 4).reshape(n, size, size)
         drawn = scores.gaussian_samples(mean.reshape(n, size), joint, prediction, N_SAMPLES)
         return drawn.reshape(N_SAMPLES, n, *mean.shape[1:])
+
+    def _uncalibrated_covariance(self, x: PyTree, scores: SampleScores) -> Floats:
+        """Return the covariance of the estimator between both rows of each pair, (n, 2, C, 2, C)."""
+        n, parts = len(self.order), []
+        for start in range(0, n, _WINDOW):
+            stop = min(start + _WINDOW, n)
+            rows = self.order[np.arange(start, stop + 1) % n]  # the first row of each pair, and the second of the last
+            between = _array(scores.estimator.joint_covariance(select_rows(x, torch.from_numpy(rows))))
+            local = np.arange(stop - start)[:, None] + np.arange(2)
+            parts.append(between[local[:, :, None], :, local[:, None, :], :])  # (pairs, 2, 2, C, C)
+        return np.concatenate(parts).transpose(0, 1, 3, 2, 4)
 
 
 def _pairs(n_rows: int) -> list[_Pairs]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,6 +28,11 @@ class JacobianFactors:
 
     inputs: Tensor
     gradients: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[JacobianFactors]) -> Self:
+        """The factors of all rows of several parts."""
+        return cls(torch.cat([part.inputs for part in parts]), torch.cat([part.gradients for part in parts]))
 
     def to(self, dtype: torch.dtype) -> JacobianFactors:
         """The factors in another dtype."""

@@ -18,6 +18,7 @@ its basis, so that they are unbiased given the basis.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -147,15 +148,25 @@ class BlockPrecision(Precision):
         return self._by_rows(network, x, covariance)
 
     def joint_covariance_at(self, network: Network, x: PyTree) -> Tensor:
-        layers = LayerwiseJacobian(network, x, self.layout.maps)
-        # Rows J A^(−½), of which the Gram matrix is the covariance; bases are applied to factors, not to whole rows.
-        white = []
+        # Blocks whose rows are outer products stay in factors. The others give rows J A^(−½), of which the Gram matrix
+        # is the covariance; bases are applied to factors, not to whole rows.
+        layers, factors, white = LayerwiseJacobian(network, x, self.layout.maps), defaultdict(list), []
         for rows in layers.rows_at(x):
-            parts = [block.whitened(rows.factors[name]) for name, block in self.blocks.items()]
+            parts = []
+            for name, block in self.blocks.items():
+                of_map = rows.factors[name]
+                if block.has_joint_form(of_map):
+                    factors[name].append(of_map)
+                else:
+                    parts.append(block.whitened(of_map))
             white.append(torch.cat([*parts, to_algebra_dtype(rows.other_rows) * self.others.rsqrt()], dim=-1))
         joined = torch.cat(white)
-        (m, c, _), flat = joined.shape, joined.flatten(0, 1)
-        return (flat @ flat.T).reshape(m, c, m, c).to(network.theta.dtype)
+        m, c, _ = joined.shape
+        covariance = torch.einsum("mcp,ndp->mcnd", joined, joined)
+        for name, chunks in factors.items():
+            covariance += self.blocks[name].joint_covariance(JacobianFactors.joined(chunks))
+        flat = covariance.reshape(m * c, m * c)
+        return (0.5 * (flat + flat.T)).reshape(m, c, m, c).to(network.theta.dtype)
 
     def _by_rows(self, network: Network, x: PyTree, read: Callable[[LayerwiseRows], Tensor]) -> Tensor:
         """Apply `read` to the Jacobian rows at x, a chunk at a time, and join the results."""

@@ -140,6 +140,26 @@ class KroneckerBlock:
         outside = self._outside_part(rows.jacobians()) * self.outside.rsqrt()
         return torch.cat([inside, outside.flatten(2)], dim=-1)
 
+    def has_joint_form(self, rows: JacobianFactors) -> bool:
+        """Whether `joint_covariance` works on the factors: one position, and no part outside the span of U ⊗ V."""
+        return rows.inputs.shape[1] == 1 and self.outside is None
+
+    def joint_covariance(self, rows: JacobianFactors) -> Tensor:
+        """J A⁻¹ Jᵀ (M, K, M, K) between M rows with one position and K cotangents each.
+
+        J̃ is an outer product b aᵀ there, so that rows m and n have Σ_q b_mq b_nq Σ_r a_mr a_nr / λ_qr: no row of J
+        is made, which has O·E numbers for each of M·K.
+        """
+        rotated = self.rotated(rows.to(self.eigenvalues.dtype))
+        inputs, gradients = rotated.inputs[:, 0], rotated.gradients[:, :, 0]  # a (M, r), b (M, K, q)
+        (m, k, _), weights = gradients.shape, self.eigenvalues.reciprocal().T
+        covariance = gradients.new_empty(m, k, m, k)
+        for i in range(m):
+            by_output = (inputs * inputs[i]) @ weights  # (M, q)
+            weighted = (gradients * by_output[:, None]).flatten(0, 1)  # (M·K, q)
+            covariance[i] = (gradients[i] @ weighted.T).unflatten(1, (m, k))
+        return covariance
+
     @cached_property
     def _allows_float32(self) -> bool:
         """Whether rows in float32 may be computed with in float32."""
