@@ -15,8 +15,12 @@ METHODS = (
     *("last-layer-laplace", "regvar", "regvar-finetune"),
 )
 """One or two of each family."""
-LEFT_OUT = {"mnist-5k": ("regvar", "regvar-finetune")}
-"""Methods that take longer than the time limit, by task: on LeNet a product with A for 16 draws takes 12 seconds."""
+LEFT_OUT = {"mnist-5k": ("regvar", "regvar-finetune"), "r8-lora": ("regvar", "regvar-finetune", "dropout")}
+"""Methods by task that do not end within the time limit, or do not fit.
+
+A product with A for 16 draws takes 12 seconds on LeNet and up to 27 on MiniLM. In MiniLM, attention has dropout of its
+own, which `dropout` does not take.
+"""
 TIMEOUT = 300.0
 """Seconds that a run may take; one that needs more is skipped."""
 SEEDS = 3
